@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import signal
 import subprocess
 import sys
@@ -17,7 +18,7 @@ import torch
 from resnet_dist.bench.gpu import runner
 from resnet_dist.bench.gpu.__main__ import main
 from resnet_dist.bench.gpu.profiled import hidden_share, merged
-from resnet_dist.bench.gpu.result import Result, Skipped
+from resnet_dist.bench.gpu.result import Result, Skipped, largest
 from resnet_dist.bench.gpu.runner import CHECKS, Check, Outcome, run_all, run_apart, run_here
 
 CHECK = Check("2", "loader", "data")
@@ -128,7 +129,11 @@ def test_a_check_that_does_not_end_itself_is_killed_with_what_it_started(monkeyp
 @pytest.mark.parametrize(
     ("code", "line"),
     [
-        ("os.kill(os.getpid(), 11)", "its process was killed by SIGSEGV; its last line: none"),
+        ("os.kill(os.getpid(), 9)", "its process was killed by SIGKILL; its last line: none"),
+        (
+            "import faulthandler; faulthandler.enable()\ndef crash(): faulthandler._sigsegv()\ncrash()",
+            "its process was killed by SIGSEGV; it was in crash (<string>:3)",
+        ),
         (
             "print('out of memory', file=sys.stderr); os._exit(3)",
             "its process ended with exit code 3; its last line: out of memory",
@@ -138,6 +143,11 @@ def test_a_check_that_does_not_end_itself_is_killed_with_what_it_started(monkeyp
 def test_a_check_that_crashes_fails_with_its_last_line(code: str, line: str) -> None:
     outcome = apart(code)
     assert (outcome.status, outcome.line) == ("FAIL", line)
+
+
+def test_nan_is_never_the_smaller_one() -> None:
+    assert math.isnan(largest([1e-15, math.nan, 1e-16]))
+    assert largest([1e-15, 2e-15]) == 2e-15
 
 
 def test_what_a_check_raises_is_its_line(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,6 +9,7 @@ import argparse
 import faulthandler
 import hashlib
 import json
+import os
 import signal
 import sys
 import time
@@ -31,6 +32,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if unknown := set(options.check).difference(*((check.name, check.number) for check in runner.CHECKS)):
         known = ", ".join(check.name for check in runner.CHECKS)
         return usage_error(f"--check {' '.join(sorted(unknown))}: there is no such check; there are {known}")
+    if options.outcome is not None:
+        # Both write where every thread is. The limit's thread runs whatever holds the interpreter, so a hang in the
+        # driver ends too.
+        faulthandler.enable()
+        faulthandler.dump_traceback_later(options.limit, exit=True)
     other_digests = stand_in_for_digests()
     try:
         import torch
@@ -43,10 +49,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     device = torch.device("cpu") if options.cpu else torch.device("cuda", 0)
     checks = runner.select(options.check, on_cpu=options.cpu)
     if options.outcome is not None:
-        # This thread runs whatever holds the interpreter: a hang in the driver is ended too, and says where it is.
-        faulthandler.dump_traceback_later(options.limit, exit=True)
         write_outcome(runner.run_here(checks[0], device, options.cpu), options.outcome)
-        return 0
+        os._exit(0)  # what CUDA, NCCL or a compiler do at the end may hang, and proves nothing
     where = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
     head = f"{where}, PyTorch {torch.__version__}, Python {sys.version.split()[0]}, {time.strftime('%Y-%m-%d')}"
     return run_checks(checks, device, options, head + (_OTHER_DIGESTS if other_digests else ""))
@@ -101,7 +105,7 @@ def stand_in_for_digests() -> bool:
 
 def write_outcome(outcome: runner.Outcome, path: Path) -> None:
     unfinished = path.with_suffix(".part")
-    unfinished.write_text(json.dumps(asdict(outcome)), encoding="utf-8")
+    unfinished.write_text(json.dumps(asdict(outcome), default=str), encoding="utf-8")
     unfinished.replace(path)
 
 

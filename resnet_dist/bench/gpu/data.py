@@ -11,7 +11,7 @@ from tempfile import TemporaryDirectory
 import numpy as np
 import torch
 
-from resnet_dist.bench.gpu.machine import synchronize
+from resnet_dist.bench.gpu.machine import fitting_batch, synchronize
 from resnet_dist.bench.gpu.profiled import gpu_work, hidden_share, merged, start_profiler, total
 from resnet_dist.bench.gpu.result import Result, Skipped
 from resnet_dist.bench.gpu.synthetic import Points, beton_job, beton_recipe, local_context, write_synthetic_beton
@@ -67,7 +67,7 @@ def loader(device: torch.device, small: bool) -> Result:
 
 def copies(device: torch.device, small: bool) -> Result:
     """The share of the time of copies to the device during which kernels run, from the profiler."""
-    model, size, batch_size, steps = ("resnet18", 64, 16, 6) if small else ("resnet152", 224, 128, 15)
+    model, size, batch_size, steps = ("resnet18", 64, 16, 6) if small else ("resnet152", 224, fitting_batch(device), 15)
     config = beton_recipe(model, size, batch_size, train={"precision": "bf16"})
     set_backends(config.train)
     start_profiler()

@@ -148,6 +148,11 @@ def _poll_s() -> float:
     return median(times)
 
 
+def fitting_batch(device: torch.device) -> int:
+    """Images of a step of ResNet-152 that surely fit: 128 take some 16 GB."""
+    return 128 if device.type == "cuda" and torch.cuda.get_device_properties(device).total_memory > 30e9 else 32
+
+
 def synchronize(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)

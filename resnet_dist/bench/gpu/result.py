@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import time
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 TIME_S = 30.0
@@ -30,3 +32,9 @@ class Clock:
 
     def is_up(self) -> bool:
         return time.monotonic() > self._end_s
+
+
+def largest(values: Iterable[float]) -> float:
+    """The maximum; NaN if any of them is, which no limit allows."""
+    values = list(values)
+    return math.nan if any(map(math.isnan, values)) else max(values)

@@ -26,6 +26,8 @@ LIMIT_S = 60.0
 TOTAL_LIMIT_S = 600.0
 _KILL_LIMIT_S = 10.0
 _MAX_LINE, _MAX_LOG = 600, 8000
+_THREAD = re.compile(r"((?:Current t|T)hread 0x\w+) .*\(most recent call first\):")
+_FRAME = re.compile(r'File "(.*)", line (\d+) in (\S+)')
 Status = Literal["pass", "FAIL", "measured", "skipped"]
 
 
@@ -150,11 +152,11 @@ def run_apart(check: Check, command: Sequence[str], limit_s: float) -> Outcome:
             outcome = Outcome(**json.loads(result.read_text(encoding="utf-8")))
             return replace(outcome, seconds=time.perf_counter() - began_s)  # with the start of Python and CUDA
         text = log.read_text(encoding="utf-8", errors="replace")
-        hung = where_it_hung(text)
-        if code is None or hung is not None:
-            return failed(f"limit: not done after {limit_s:.0f} s; {hung or 'and it did not end then'}")
+        where = where_it_was(text)
+        if code is None or "Timeout (" in text:
+            return failed(f"limit: not done after {limit_s:.0f} s; {where or 'and it did not end then'}")
         how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
-        return failed(f"its process {how}; its last line: {last_line(text)}")
+        return failed(f"its process {how}; {where or f'its last line: {last_line(text)}'}")
 
 
 def kill_session(process: subprocess.Popen[bytes]) -> None:
@@ -169,16 +171,17 @@ def last_line(text: str) -> str:
     return next((line.strip() for line in reversed(text.splitlines()) if line.strip()), "none")
 
 
-def where_it_hung(text: str) -> str | None:
-    """The innermost function of this project in which the main thread was at the limit, from the traceback that
-    `faulthandler` writes; None if there is none."""
-    if "Timeout (" not in text:
+def where_it_was(text: str) -> str | None:
+    """The innermost function of this project in a traceback that `faulthandler` wrote, of the thread that crashed or of
+    the main thread, which comes last; None if there is none."""
+    threads = _THREAD.split(text)[1:]
+    if not threads:
         return None
-    main_thread = text.rpartition("(most recent call first):")[2]
-    frames = re.findall(r'File "(.*)", line (\d+) in (\S+)', main_thread)
+    current = [trace for head, trace in zip(threads[::2], threads[1::2], strict=True) if head.startswith("Current")]
+    frames = _FRAME.findall(current[0] if current else threads[-1])
     ours = [frame for frame in frames if "resnet_dist" in frame[0] or "data_prep" in frame[0]] or frames
     if not ours:
-        return "where it was is not known"
+        return None
     path, line, function = ours[0]
     return f"it was in {function} ({'/'.join(Path(path).parts[-2:])}:{line})"
 
@@ -226,4 +229,4 @@ def write_report(stem: Path, outcomes: Sequence[Outcome], head: str) -> None:
     stem.parent.mkdir(parents=True, exist_ok=True)
     everything = {"head": head, "checks": [asdict(outcome) for outcome in outcomes]}
     write_text_atomically(stem.with_name(f"{stem.name}.md"), table(outcomes, head))
-    write_text_atomically(stem.with_name(f"{stem.name}.json"), json.dumps(everything, indent=1) + "\n")
+    write_text_atomically(stem.with_name(f"{stem.name}.json"), json.dumps(everything, indent=1, default=str) + "\n")

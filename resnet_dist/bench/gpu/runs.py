@@ -12,7 +12,8 @@ from typing import Any
 import torch
 
 from resnet_dist.bench.gpu.data import num_threads
-from resnet_dist.bench.gpu.result import Result
+from resnet_dist.bench.gpu.machine import fitting_batch
+from resnet_dist.bench.gpu.result import Result, largest
 from resnet_dist.bench.gpu.speed import seconds_of
 from resnet_dist.bench.gpu.synthetic import (
     Points,
@@ -38,7 +39,7 @@ _MOST_DIFFERENCE = 1e-2
 
 def full_loop(device: torch.device, small: bool) -> Result:
     """A run of 60 steps on a beton, with evaluations and checkpoints, against the bare loop on one batch in memory."""
-    model, size, batch_size, steps = ("resnet8", 16, 4, 6) if small else ("resnet152", 224, 128, 30)
+    model, size, batch_size, steps = ("resnet8", 16, 4, 6) if small else ("resnet152", 224, fitting_batch(device), 30)
     config = beton_recipe(model, size, batch_size, train={"precision": "bf16"})
     points = Points()
     with TemporaryDirectory() as name:
@@ -76,9 +77,9 @@ def full_loop(device: torch.device, small: bool) -> Result:
     sound = result.outcome == "finished" and result.step == 2 * steps and len(saved) == 2
     if device.type == "cpu":
         return Result(measured, sound, line)
-    line += f"; MFU {f'{median(mfu):.1%}' if mfu else 'unknown'}, peak memory {max(memory):.0f} MB"
+    line += f"; MFU {f'{median(mfu):.1%}' if mfu else 'unknown'}, peak memory {max(memory, default=0):.0f} MB"
     known = peak_flops(torch.cuda.get_device_name(device), "bf16") is not None
-    sound = sound and min(memory) > 0 and bool(mfu) == known and all(0 < m < 1 for m in mfu)
+    sound = sound and min(memory, default=0) > 0 and bool(mfu) == known and all(0 < m < 1 for m in mfu)
     line += f" (limit {_MOST_OVERHEAD:.0%} over the bare loop)"
     return Result(measured, sound and bare / ours - 1 <= _MOST_OVERHEAD, line)
 
@@ -106,7 +107,7 @@ def other_paths(device: torch.device, small: bool) -> Result:
         f"{counts[0]} on the device, {counts[1]} on the CPU, loss within {logits:.1e}; exported .pt2: logits within "
         f"{exported:.1e} (limit {_MOST_DIFFERENCE:.0e})"
     )
-    passed = max(recomputed, logits, exported) <= _MOST_DIFFERENCE and counts[0] == counts[1]
+    passed = largest([recomputed, logits, exported]) <= _MOST_DIFFERENCE and counts[0] == counts[1]
     return Result(measured, passed, line)
 
 

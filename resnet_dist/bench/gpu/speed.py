@@ -19,7 +19,7 @@ from resnet_dist.bench.gpu import runner
 from resnet_dist.bench.gpu.machine import synchronize
 from resnet_dist.bench.gpu.profiled import layout_kernels
 from resnet_dist.bench.gpu.result import Clock, Result
-from resnet_dist.bench.gpu.steps import EAGER, described
+from resnet_dist.bench.gpu.steps import EAGER, described, relative
 from resnet_dist.bench.gpu.synthetic import Points, in_memory_run
 from resnet_dist.bench.step import (
     Settings,
@@ -56,7 +56,7 @@ def compile(device: torch.device, small: bool) -> Result:
         counters.clear()
         losses, first_s, kernels = first_steps(settings, device, compiled=True)
     graphs, breaks = counters["stats"]["unique_graphs"], sum(counters["graph_break"].values())
-    difference = max(abs(a - b) / abs(b) for a, b in zip(losses, plain, strict=True))
+    difference = relative(losses, plain)
     measured = {"graphs": graphs, "graph_breaks": dict(counters["graph_break"]), "first_step_s": first_s}
     measured |= {"losses": losses, "losses_uncompiled": plain, "difference": difference, "layout_kernels": kernels}
     line = (

@@ -11,7 +11,7 @@ from tempfile import TemporaryDirectory
 import torch
 import torch.distributed as dist
 
-from resnet_dist.bench.gpu.result import Result, Skipped
+from resnet_dist.bench.gpu.result import Result, Skipped, largest
 from resnet_dist.bench.gpu.steps import difference, updates
 from resnet_dist.bench.step import Settings, recipe
 from resnet_dist.gpus.device import collective_backend
@@ -72,11 +72,10 @@ def reduction(device: torch.device, small: bool) -> Result:
                 with group_of_one(device) if world_size > 1 else nullcontext():
                     changes.append(updates(config, settings, device, on_line=notes.append, cuda_graphs=graphs))
             found[f"{compression}{', graph' if graphs else ''}"] = difference(changes[1], changes[0])
-    worst = max(found, key=lambda key: found[key])
     line = "; ".join(f"{name} {value:.1e}" for name, value in found.items())
     return Result(
         {"differences": found, "notes": notes},
-        found[worst] <= _MOST_DIFFERENCE,
+        largest(found.values()) <= _MOST_DIFFERENCE,
         f"fp64 update through the group against one worker's: {line} (limit {_MOST_DIFFERENCE:.0e})"
         + "".join(f"; {note}" for note in dict.fromkeys(notes)),
     )
