@@ -69,13 +69,14 @@ def bench_control(num_workers: int, *, every_s: float | None = None, seconds: fl
             asker.ask.remote(control, share, num_workers, every_s) for asker, share in zip(askers, shares, strict=False)
         ]
         time.sleep(max(2.0, every_s))  # until all ask
-        began_s, (began_cpu_s, began_calls) = time.monotonic(), ray.get(control.used.remote(), timeout=_LIMIT_S)
+        began_cpu_s, began_calls = ray.get(control.used.remote(), timeout=_LIMIT_S)
+        began_s = time.monotonic()
         polls_s = []
         while time.monotonic() - began_s < seconds:
             polls_s.append(_poll(control, stop=False))
             time.sleep(_POLL_EVERY_S)
         ended_cpu_s, ended_calls = ray.get(control.used.remote(), timeout=_LIMIT_S)
-        cpu_s, num_calls = ended_cpu_s - began_cpu_s, ended_calls - began_calls
+        cpu_s, num_calls = ended_cpu_s - began_cpu_s, max(1, ended_calls - began_calls)
         elapsed_s = time.monotonic() - began_s
         stopped_s = time.monotonic()
         _poll(control, stop=True)
