@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -36,31 +37,80 @@ class BatchNorm2d(nn.BatchNorm2d):
             return super().forward(x)
         if self.counts and self.num_batches_tracked is not None:
             self.num_batches_tracked.add_(1)
-        if self.num_groups > 1 and torch.compiler.is_compiling():
+        momentum = self.momentum or 0.0
+        if self.num_groups == 1:
+            return batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, True, momentum, self.eps)
+        if torch.compiler.is_compiling():
             return self._fused(x)
-        mean, var = self.running_mean, self.running_var
-        groups = []
-        # Without a chunk of one, whose gradient would be a copy
-        for group in x.chunk(self.num_groups) if self.num_groups > 1 else [x]:
-            groups.append(batch_norm(group, mean, var, self.weight, self.bias, True, self.momentum or 0.0, self.eps))
-            mean = var = None
-        return groups[0] if len(groups) == 1 else torch.cat(groups)
+        result: Tensor = _Grouped.apply(
+            x, self.weight, self.bias, self.running_mean, self.running_var, self.num_groups, momentum, self.eps
+        )
+        return result
 
     def _fused(self, x: Tensor) -> Tensor:
-        """The same from reductions and elementwise operations over all micro-batches, which a compiler fuses."""
+        """The same for several groups, from reductions and elementwise operations over all, which a compiler fuses."""
         groups = x.unflatten(0, (self.num_groups, -1))
         groups = groups if x.dtype == torch.float64 else groups.float()
         var, mean = torch.var_mean(groups, (1, 3, 4), correction=0, keepdim=True)  # [num_groups, 1, C, 1, 1]
         if self.running_mean is not None and self.running_var is not None:
             with torch.no_grad():
-                count = groups[0].numel() // self.num_features
-                momentum = self.momentum or 0.0
+                count, momentum = groups[0].numel() // self.num_features, self.momentum or 0.0
                 # As torch does, the running variance is the unbiased one.
                 self.running_mean.lerp_(mean[0].flatten().to(self.running_mean.dtype), momentum)
                 self.running_var.lerp_((var[0].flatten() * (count / (count - 1))).to(self.running_var.dtype), momentum)
         shape = (1, 1, -1, 1, 1)
         normalised = (groups - mean) * torch.rsqrt(var + self.eps) * self.weight.view(shape) + self.bias.view(shape)
         return normalised.to(x.dtype).flatten(0, 1)
+
+
+class _Grouped(torch.autograd.Function):
+    """torch's kernel on one group after the other, each writing into its part of the output. That spares the copies and
+    the additions of gradients that `chunk` and `cat` would bring. The same bits for each group."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        running_mean: Tensor | None,
+        running_var: Tensor | None,
+        num_groups: int,
+        momentum: float,
+        eps: float,
+    ) -> Tensor:
+        out = torch.empty_like(x)
+        mean = weight.new_empty((num_groups, len(weight)))
+        inverse_std = torch.empty_like(mean)
+        groups = zip(x.chunk(num_groups), out.chunk(num_groups), mean, inverse_std, strict=True)
+        for x_part, out_part, mean_part, inverse_part in groups:
+            torch.ops.aten.native_batch_norm.out(
+                *(x_part, weight, bias, running_mean, running_var, True, momentum, eps),
+                out=out_part,
+                save_mean=mean_part,
+                save_invstd=inverse_part,
+            )
+            running_mean = running_var = None  # only the first group moves them
+        ctx.save_for_backward(x, weight, mean, inverse_std)
+        ctx.eps = eps
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, out_grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, mean, inverse_std = ctx.saved_tensors
+        if x.is_contiguous(memory_format=torch.channels_last):
+            # torch's kernel for NHWC needs both in that layout; the one for a mixture is many times slower.
+            out_grad = out_grad.contiguous(memory_format=torch.channels_last)
+        groups = zip(out_grad.chunk(len(mean)), x.chunk(len(mean)), mean, inverse_std, strict=True)
+        gradients = [
+            torch.ops.aten.native_batch_norm_backward(
+                grad_part, x_part, weight, None, None, mean_part, inverse_part, True, ctx.eps, [True, True, True]
+            )
+            for grad_part, x_part, mean_part, inverse_part in groups
+        ]
+        x_grads, weight_grads, bias_grads = zip(*gradients, strict=True)
+        weight_grad, bias_grad = torch.stack(weight_grads).sum(0), torch.stack(bias_grads).sum(0)
+        return torch.cat(x_grads), weight_grad, bias_grad, None, None, None, None, None
 
 
 class BatchNormStatistics:

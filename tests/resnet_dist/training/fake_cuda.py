@@ -78,9 +78,10 @@ def backward(loss: torch.Tensor) -> None:
                 for hook in (parameter._post_accumulate_grad_hooks or {}).values():
                     hook(parameter)
                 continue
-            results = node(*gradients)
+            results = getattr(node, "apply", node)(*gradients)
             results = results if isinstance(results, tuple) else (results,)
-            for (user, number), result in zip(node.next_functions, results, strict=True):
+            # A torch.autograd.Function has results for inputs that are no tensors too, here the last ones.
+            for (user, number), result in zip(node.next_functions, results, strict=False):
                 if user is not None and result is not None:
                     expected = user._input_metadata[number]
                     result = result.sum_to_size(expected.shape).to(expected.dtype)  # as the engine does

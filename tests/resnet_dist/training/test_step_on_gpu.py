@@ -48,7 +48,7 @@ def test_merging_starts_fewer_kernels(name: str) -> None:
     assert not merged.syncs
     # Norms and losses are started for every micro-batch, everything else once.
     alone_total, merged_total = (operations.launches.total() for operations in (alone, merged))
-    assert merged_total < alone_total / 1.7
+    assert merged_total < alone_total / 2
     assert alone.launches["cat"] == 6  # logits: norms of a single micro-batch copy nothing
     assert merged.launches["convolution"] * 6 == alone.launches["convolution"]
     assert merged.launches["convolution_backward"] * 6 == alone.launches["convolution_backward"]
