@@ -126,7 +126,7 @@ def _work(rank: int, size: int, port: int, lazy: str) -> dict[str, float]:
     # Each worker looks up the name of rank 0's address. Where no name server answers that takes 5 s by default.
     os.environ.setdefault("RES_OPTIONS", "timeout:1 attempts:1")
     torch.set_num_threads(1)
-    prepare_connections(size)
+    prepare_connections(rank, size)
     files, began_s, cpu_s = _open_files(), time.perf_counter(), _cpu_s()
     dist.init_process_group(
         "gloo",

@@ -48,9 +48,9 @@ def device_of(gpus_per_worker: int, index: int = 0) -> torch.device:
 
 
 def collective_backend(gpus_per_worker: int) -> str:
-    """PyTorch's backends for the tensors of such workers. Counts and the stop flag are on the CPU in any case, where a
-    collective does not wait for the GPU's queue."""
-    return "cpu:gloo,cuda:nccl" if gpus_per_worker else "gloo"
+    """PyTorch's backend for the collectives of such workers. With GPUs there is no gloo beside NCCL: its connections
+    between CPUs grow with the square of the number of workers (`training.collectives`)."""
+    return "nccl" if gpus_per_worker else "gloo"
 
 
 def hide_gpus() -> None:

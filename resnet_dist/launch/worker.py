@@ -33,6 +33,7 @@ from resnet_dist.storage.base import RunStorage
 from resnet_dist.tracking.connection import configure_environment
 from resnet_dist.tracking.system_metrics import NodeMonitor
 from resnet_dist.tracking.tracker import SpoolTracker, Tracker
+from resnet_dist.training.collectives import prepare_connections
 from resnet_dist.training.context import RunContext, TrainingJob, WorkerResult
 from resnet_dist.training.watchdog import Watchdog
 
@@ -200,14 +201,16 @@ def prepare_worker(gpus_per_worker: int) -> str:
     """Runs in every worker before its process group is made. Returns why the worker cannot compute where the profile
     wants it to, in one line; "" if it can.
     """
+    context = ray.train.get_context()
+    problem = prepare_connections(context.get_world_rank(), context.get_world_size())
     if not gpus_per_worker:
         hide_gpus()
-        return ""
-    if ray.train.get_context().get_world_rank() == 0:
-        os.environ.update(nccl.log_settings(os.environ))
     else:
-        os.environ.setdefault("NCCL_DEBUG", "WARN")
-    problem = gpu_problem()
+        if context.get_world_rank() == 0:
+            os.environ.update(nccl.log_settings(os.environ))
+        else:
+            os.environ.setdefault("NCCL_DEBUG", "WARN")
+        problem = problem or gpu_problem()
     return problem and f"node {ray.util.get_node_ip_address()}: {problem}"
 
 

@@ -6,7 +6,6 @@ NCCL's own rings and trees, where gloo by default connects every worker with eve
 
 from __future__ import annotations
 
-import logging
 import mmap
 import os
 import resource
@@ -22,35 +21,34 @@ from resnet_dist.errors import Fault
 
 MOST_IN_A_MESH = 64
 """The largest group whose workers are all connected with each other from the start."""
-_LAZY = "TORCH_GLOO_LAZY_INIT"
 _OTHER_FILES = 256
 """Files that a worker opens besides its connections: betons, libraries, pipes."""
 _CHUNK_BYTES = 32 << 20
 T = TypeVar("T")
-_log = logging.getLogger(__name__)
 
 
-def prepare_connections(world_size: int) -> None:
-    """Before a process group of this size is made: lets this process open enough connections, and has gloo make few.
+def prepare_connections(rank: int, world_size: int) -> str:
+    """Before a process group is made: lets this process open enough connections, and has gloo make few.
+
+    Returns what is wrong with this node, in one line; "" if nothing is.
 
     gloo connects all pairs of workers when a group is made: 1,000 workers would have 999 connections each. Above
-    `MOST_IN_A_MESH` it connects two workers when they first exchange something: its rings and trees need some
-    2 log2(N) per worker. Below, a mesh costs nothing and notices a dead worker a little earlier.
+    `MOST_IN_A_MESH` workers it connects two of them when they first exchange something: its rings and trees need some
+    2 log2(N) a worker. Below, a mesh costs nothing, and shows at once that a worker is gone.
     """
     if world_size > MOST_IN_A_MESH:
-        os.environ.setdefault(_LAZY, "1")
+        os.environ.setdefault("TORCH_GLOO_LAZY_INIT", "1")
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != hard:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    needed = world_size + _OTHER_FILES  # every worker is connected with rank 0's store
-    if hard != resource.RLIM_INFINITY and hard < needed:
-        _log.warning(
-            "a process may open %s files here, and the first of %s workers needs some %s: raise the node's limit "
-            "(ulimit -Hn, LimitNOFILE)",
-            f"{hard:,}",
-            f"{world_size:,}",
-            f"{needed:,}",
+    # Every worker is connected with the group's store, which is in rank 0's process.
+    needed = world_size + _OTHER_FILES if rank == 0 else 0
+    if resource.RLIM_INFINITY != hard < needed:
+        return (
+            f"a process may open {hard:,} files, and rank 0 of {world_size:,} workers needs {needed:,}; raise the hard "
+            "limit there (ulimit -Hn, LimitNOFILE)"
         )
+    return ""
 
 
 def sum_over_workers(values: Tensor) -> Tensor:
@@ -81,7 +79,7 @@ def share_buffers(module: nn.Module) -> None:
             by_dtype.setdefault(buffer.dtype, []).append(buffer)
     for buffers in by_dtype.values():
         flat = torch.cat([buffer.reshape(-1) for buffer in buffers])
-        parts = _from_rank_0(flat).split([buffer.numel() for buffer in buffers])
+        parts = from_rank_0(flat).split([buffer.numel() for buffer in buffers])
         torch._foreach_copy_(buffers, [part.view_as(buffer) for part, buffer in zip(parts, buffers, strict=True)])
 
 
@@ -89,7 +87,7 @@ def broadcast_object(value: T) -> T:
     """Rank 0's `value`, on every worker; a small one, which is pickled."""
     if _alone():
         return value
-    _from_rank_0(torch.zeros(1))  # makes the connections within the limit: see `_finish`
+    from_rank_0(torch.zeros(1))  # makes the connections within the limit: see `_finish`
     values = [value]
     dist.broadcast_object_list(values, src=0)
     return values[0]
@@ -104,13 +102,13 @@ def broadcast_file(file: BinaryIO | None, num_bytes: int) -> BinaryIO:
     for chunk in torch.frombuffer(memory, dtype=torch.uint8).split(_CHUNK_BYTES):
         if file is not None and memory.write(file.read(len(chunk))) != len(chunk):
             raise EOFError(f"{file.name} became shorter while it was read")
-        _from_rank_0(chunk)
+        from_rank_0(chunk)
     memory.seek(0)
     return cast(BinaryIO, memory)
 
 
-def _from_rank_0(values: Tensor) -> Tensor:
-    """Broadcast in place."""
+def from_rank_0(values: Tensor) -> Tensor:
+    """Rank 0's values in place of every worker's."""
     carried = values.to(_carrier())
     _finish(dist.broadcast(carried, src=0, async_op=True))
     return values if carried is values else values.copy_(carried)
@@ -158,7 +156,8 @@ class Vote:
     """All workers stop, or save, after the same step, although they see the request at different times."""
 
     def __init__(self) -> None:
-        self._sent: _Count | None = None
+        self._sent: FlagCount | None = None
+        self._stream: torch.cuda.Stream | None = None
 
     def cast(self, *, stop: bool, save: bool, wait: bool = False) -> Requests:
         """Sends this worker's flags. All workers call it together.
@@ -167,37 +166,45 @@ class Vote:
         """
         if _alone():
             return Requests(stop, save)
-        # 8 bytes. The sum is read one step later: it has arrived by then, during the next step's forward pass, so no
-        # worker waits for it.
-        before, self._sent = self._sent, _Count([stop, save])
+        # The sum is read one step later: it has arrived by then, during the next step's forward pass, so no worker
+        # waits for it.
+        before, self._sent = self._sent, self.send([stop, save])
         counted = self._sent if wait else before
         if counted is None:  # the first call
             return Requests(stop=False, save=False)
         return Requests(*(number > 0 for number in counted.result()))
 
+    def send(self, flags: Sequence[bool]) -> FlagCount:
+        if self._stream is None and (device := _carrier()).type == "cuda":
+            self._stream = torch.cuda.Stream(device)
+        return FlagCount(flags, self._stream)
 
-class _Count:
-    """How many workers raised each flag: a sum that is under way."""
 
-    def __init__(self, flags: Sequence[bool]) -> None:
-        self._total = torch.zeros(len(flags), device=_carrier())
+class FlagCount:
+    """How many workers raised each flag: a sum that is under way, 4 bytes a flag.
+
+    Args:
+        stream: with GPUs, where its total is copied to the host. Not the one that trains, which must not wait for
+            slower workers here.
+    """
+
+    def __init__(self, flags: Sequence[bool], stream: torch.cuda.Stream | None) -> None:
+        self._summed = torch.zeros(len(flags), device=_carrier())
         for i, raised in enumerate(flags):
             if raised:
-                self._total[i] = 1.0  # on a GPU a kernel, not a copy from the host
-        self._work = dist.all_reduce(self._total, async_op=True)
-        self._arrived: torch.cuda.Event | None = None
-        if self._total.is_cuda:
-            # On a stream of its own, since the one that trains must not wait for slower workers here. The event comes
-            # when this worker has done the step before, while the device has a whole step to do: it never runs dry.
-            on_device = self._total
-            with torch.cuda.stream(torch.cuda.Stream(on_device.device)):
-                _finish(self._work)
-                self._total = torch.empty(len(flags), pin_memory=True).copy_(on_device, non_blocking=True)
-                self._arrived = torch.cuda.Event(blocking=True)  # the waiting thread sleeps
+                self._summed[i] = 1.0  # on a GPU a kernel, not a copy from the host
+        self._work = dist.all_reduce(self._summed, async_op=True)
+        self._total, self._arrived = self._summed, None
+        if stream is not None:
+            with torch.cuda.stream(stream):
+                _finish(self._work)  # for this stream, not for the host
+                self._total = torch.empty(len(flags), pin_memory=True).copy_(self._summed, non_blocking=True)
+                self._arrived = torch.cuda.Event(blocking=True)  # the thread that waits for it sleeps
                 self._arrived.record()
-            self._on_device = on_device  # its memory is in use until then
 
     def result(self) -> list[float]:
+        """Waits until the sum is there. A step later, that is until the device has done the step before: it has a whole
+        step to do meanwhile, so it never runs dry."""
         if self._arrived is None:
             _finish(self._work)
         else:

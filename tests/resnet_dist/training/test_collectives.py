@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -164,7 +165,7 @@ def one_lost(rank: int, store: Path, folder: Path, number: int, connected: bool)
 def connect(store: Path, rank: int, timeout_s: float) -> None:
     """As in a group of more than `MOST_IN_A_MESH` workers."""
     torch.set_num_threads(1)
-    prepare_connections(MOST_IN_A_MESH + 1)
+    prepare_connections(rank, MOST_IN_A_MESH + 1)
     timeout = timedelta(seconds=timeout_s)
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=WORKERS, timeout=timeout)
 
@@ -252,11 +253,22 @@ def test_a_wait_for_a_lost_worker_ends_at_the_limit(results: Path, name: str) ->
 
 
 def test_only_large_groups_connect_when_needed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("TORCH_GLOO_LAZY_INIT", raising=False)
-    prepare_connections(MOST_IN_A_MESH)
+    monkeypatch.setenv("TORCH_GLOO_LAZY_INIT", "")
+    del os.environ["TORCH_GLOO_LAZY_INIT"]
+    prepare_connections(0, MOST_IN_A_MESH)
     assert "TORCH_GLOO_LAZY_INIT" not in os.environ
-    prepare_connections(MOST_IN_A_MESH + 1)
-    assert os.environ.pop("TORCH_GLOO_LAZY_INIT") == "1"
+    prepare_connections(0, MOST_IN_A_MESH + 1)
+    assert os.environ["TORCH_GLOO_LAZY_INIT"] == "1"
+
+
+def test_only_rank_0_needs_a_file_a_worker(monkeypatch: pytest.MonkeyPatch) -> None:
+    limits = list[tuple[int, int]]()
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (1024, 4096))
+    monkeypatch.setattr(resource, "setrlimit", lambda _, limit: limits.append(limit))
+    monkeypatch.setenv("TORCH_GLOO_LAZY_INIT", "1")
+    assert prepare_connections(0, 3000) == prepare_connections(1, 5000) == ""
+    assert prepare_connections(0, 5000).startswith("a process may open 4,096 files, and rank 0 of 5,000 workers needs ")
+    assert limits == [(4096, 4096)] * 3
 
 
 if __name__ == "__main__":
