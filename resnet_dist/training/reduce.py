@@ -238,6 +238,12 @@ class FastReduction:
         return torch.cuda.stream(self._stream)
 
 
+def flattened(gradient: Tensor, parameter: Tensor) -> Tensor:
+    """The gradient's numbers in the order of the parameter's in memory: a view, unless the strides differ."""
+    outermost_first = sorted(range(parameter.dim()), key=parameter.stride, reverse=True)
+    return gradient.permute(outermost_first).reshape(-1)
+
+
 # exact: sums in one order
 #
 # Floating-point addition is not associative, so a sum depends on its order. Here the order is a binary tree over the
@@ -324,7 +330,7 @@ class ExactReduction:
     def backward(self, losses: Tensor, micro_batches: range) -> None:
         (micro_batch,) = micro_batches  # their gradients are needed one by one
         losses.sum().backward()
-        gradient = torch.cat([gradient_of(p).reshape(-1) for p in self._parameters])
+        gradient = torch.cat([flattened(gradient_of(p), p) for p in self._parameters])
         drop_gradients(self.forward)  # or the next backward pass would add to it, in the order of the micro-batches
         self._sums.add(micro_batch, gradient)
 
@@ -339,7 +345,8 @@ class ExactReduction:
         mean = torch.cat(chunks) / self._num_micro_batches
         offset = 0
         for parameter in self._parameters:
-            parameter.grad = mean[offset : offset + parameter.numel()].view_as(parameter)
+            # A view of the sum with the parameter's strides, without which optimizers take a launch per parameter
+            parameter.grad = mean.as_strided(parameter.shape, parameter.stride(), offset)
             offset += parameter.numel()
 
     def _sum_over_workers(self, mine: Tensor) -> Tensor:
@@ -424,7 +431,9 @@ class PowerSgdReduction:
         self._queries = self._sum_over_workers(right)
         for group, basis, query in zip(self._groups, bases, self._queries, strict=True):
             for parameter, gradient in zip(group, basis @ query.mT, strict=True):
-                parameter.grad = gradient.view_as(parameter)
+                is_nhwc = parameter.is_contiguous(memory_format=torch.channels_last)
+                layout = torch.channels_last if is_nhwc else torch.contiguous_format
+                parameter.grad = gradient.view_as(parameter).contiguous(memory_format=layout)
         for parameter, gradient in zip(self._uncompressed, sums[len(mine) :], strict=True):
             parameter.grad = gradient
 
@@ -442,12 +451,15 @@ class PowerSgdReduction:
             self._residuals = [torch.zeros_like(residual) for residual in self._residuals]
 
     def _sum_over_workers(self, tensors: list[Tensor]) -> list[Tensor]:
-        """In one message."""
+        """In one message. The results have the strides of `tensors`."""
         if self._world_size == 1:
             return tensors
-        flat = torch.cat([tensor.reshape(-1) for tensor in tensors])
+        flat = torch.cat([flattened(tensor, tensor) for tensor in tensors])
         self.wait.begin()
         dist.all_reduce(flat)
         self.wait.end()
         parts = flat.split([tensor.numel() for tensor in tensors])
-        return [part.view(tensor.shape) for part, tensor in zip(parts, tensors, strict=True)]
+        return [
+            part.as_strided(tensor.shape, tensor.stride(), part.storage_offset())
+            for part, tensor in zip(parts, tensors, strict=True)
+        ]

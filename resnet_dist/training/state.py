@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from copy import deepcopy
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.utils import get_total_norm
-from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from resnet_dist.config.recipe import EmaConfig
 from resnet_dist.training.reduce import PowerSgdReduction
@@ -30,22 +29,28 @@ class MovingAverage:
         self.net = deepcopy(net).requires_grad_(False)
         self._every_steps = config.every_steps
         self._start_step = round(config.start_epochs * steps_per_epoch)
-        self._mix = get_ema_multi_avg_fn(config.decay)
+        self._weight = 1 - config.decay
+        # Once, because they stay the same tensors: a state dict costs milliseconds.
+        pairs = list(zip(self.net.state_dict().values(), net.state_dict().values(), strict=True))
+        self._averages, self._currents = _unzipped(pair for pair in pairs if pair[0].is_floating_point())
+        self._counters, self._current_counters = _unzipped(pair for pair in pairs if not pair[0].is_floating_point())
 
     @torch.no_grad()
-    def update(self, net: nn.Module, num_steps: int) -> None:
+    def update(self, num_steps: int) -> None:
         """Call it after every optimizer step, with the number of steps done. Does nothing if no update is due."""
         if num_steps % self._every_steps:
             return
-        averages, currents = [], []
-        for average, current in zip(self.net.state_dict().values(), net.state_dict().values(), strict=True):
-            if average.is_floating_point() and num_steps > self._start_step:
-                averages.append(average)
-                currents.append(current)
-            else:  # batch norm's counters; and all of it before the start
-                average.copy_(current)
-        if averages:
-            self._mix(averages, currents, 0)  # all tensors in one call
+        if num_steps > self._start_step:
+            torch._foreach_lerp_(self._averages, self._currents, self._weight)
+        else:
+            torch._foreach_copy_(self._averages, self._currents)
+        if self._counters:
+            torch._foreach_copy_(self._counters, self._current_counters)
+
+
+def _unzipped(pairs: Iterable[tuple[Tensor, Tensor]]) -> tuple[list[Tensor], list[Tensor]]:
+    pairs = list(pairs)
+    return [a for a, _ in pairs], [b for _, b in pairs]
 
 
 @dataclass

@@ -98,7 +98,7 @@ class TrainStep:
         norm = update_weights(state, lr, clip_grad_norm=recipe.optim.clip_grad_norm, measure_norm=measure_norm)
         self.reduction.clear()
         if state.average is not None:
-            state.average.update(state.net, step + 1)
+            state.average.update(step + 1)
 
         # Counters
         metrics.end_step(step, norm)

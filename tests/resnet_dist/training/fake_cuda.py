@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import SimpleNamespace
 from typing import Any
 from unittest.mock import patch
 
 import torch
-from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, unset_fake_temporarily
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from resnet_dist.config.recipe import Recipe
 from resnet_dist.models import ImageClassifier
@@ -21,9 +23,11 @@ VIEWS = {
     *("squeeze", "split", "split_with_sizes", "alias", "detach", "unbind", "unfold", "diagonal", "_reshape_alias"),
 }
 ALLOCATIONS = {"empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided"}
-QUERIES = {"device", "_record_function_enter_new", "_record_function_exit"}
-SYNCS = {"_local_scalar_dense", "nonzero", "is_nonzero", "equal", "_unique2", "masked_select", "item"}
-"""Operations that wait for the device; a copy to the host is added in `Operations`."""
+SYNCS = {"nonzero", "is_nonzero", "equal", "_unique2", "masked_select", "item"}
+"""Operations that wait for the device, besides reading a number and copies to the host."""
+
+WITHOUT_FAKES = {"_fused_sgd_", "_amp_update_scale_"}
+"""Operations in place that torch cannot do on fake tensors."""
 
 
 class Operations(TorchDispatchMode):
@@ -36,18 +40,35 @@ class Operations(TorchDispatchMode):
         self.syncs: Counter[str] = Counter()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
         name = func.overloadpacket.__name__
+        if name == "_local_scalar_dense" and args[0].is_cuda:
+            self.syncs[name] += 1
+            return 0.0
+        result = None if name in WITHOUT_FAKES else func(*args, **(kwargs or {}))
+        tensors = [leaf for leaf in tree_leaves((args, result)) if isinstance(leaf, torch.Tensor)]
+        if func.namespace != "aten" or not any(tensor.is_cuda for tensor in tensors):
+            return result  # profiling, questions about a tensor, or work on the host
         if name in SYNCS or (name in ("_to_copy", "copy_") and self._to_host(args, result)):
             self.syncs[name] += 1
-        elif name not in VIEWS | ALLOCATIONS | QUERIES:
-            self.launches[name] += 1
+        elif name not in VIEWS | ALLOCATIONS:
+            self.launches[name] += launches(args)
         return result
 
     @staticmethod
     def _to_host(args: Any, result: Any) -> bool:
         source = args[1] if len(args) > 1 and isinstance(args[1], torch.Tensor) else args[0]
         return bool(source.device.type == "cuda" and result.device.type == "cpu")
+
+
+def launches(args: tuple[Any, ...]) -> int:
+    """1, for a call on lists of tensors too, unless their strides differ: then torch takes one tensor after the other
+    (`check_fast_path_restrictions` in ForeachUtils.h)."""
+    lists = [arg for arg in args if isinstance(arg, list) and arg and all(isinstance(t, torch.Tensor) for t in arg)]
+    layouts = {
+        tuple(tuple(s for s, size in zip(t.stride(), t.shape, strict=True) if size != 1) for t in tensors)
+        for tensors in lists
+    }
+    return 1 if len(layouts) <= 1 else len(lists[0])
 
 
 @contextmanager
@@ -60,6 +81,10 @@ def fake_cuda() -> Iterator[torch.device]:
         patch.object(torch.Tensor, "backward", backward),
         patch("torch.cuda.amp.common.amp_definitely_not_available", lambda: False),
         patch("torch.cuda.is_bf16_supported", lambda *_: True),
+        patch("torch.cuda.get_device_properties", lambda _: SimpleNamespace(L2_cache_size=50 << 20)),  # of an H100
+        # As on real CUDA tensors, optimizers call functions on lists of tensors.
+        patch("torch.optim.optimizer._foreach_supported_types", [FakeTensor]),
+        patch("torch.utils._foreach_utils._foreach_supported_types", [FakeTensor]),
     ):
         yield device
 

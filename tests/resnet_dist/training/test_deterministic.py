@@ -24,7 +24,7 @@ from resnet_dist.training.model import (
 )
 from resnet_dist.training.reduce import ExactReduction
 from resnet_dist.training.state import MovingAverage, TrainState
-from resnet_dist.training.step import training_loss, update_weights
+from resnet_dist.training.step import TrainStep, update_weights
 
 # The operations that torch.use_deterministic_algorithms of torch 2.14 names as without a deterministic CUDA kernel, by
 # their names in ATen. max_pool2d_with_indices_backward is not one: its kernels gather, and in the machine code of the
@@ -98,26 +98,30 @@ def operations_of_a_step(
     train: dict[str, Any] | None = None,
     update: bool = False,
 ) -> set[str]:
-    """The names of what one micro-batch launches, and with `update` of the optimizer's and the moving average's."""
+    """The names of what a step of one micro-batch launches; `update`: the update of the weights too."""
     model, size = NETS[net]
-    sections = {"model": {"num_classes": 10, **model}, "optim": optim or {}, "train": train or {}}
-    recipe = small.recipe(precision, "exact", **sections)
+    data = {"train": {"kind": "random_resized_crop", "size": size}, "mixing": {"mixup_alpha": 0.2, "cutmix_alpha": 1.0}}
+    train = {"ema": {"decay": 0.9}, "micro_batch_size": 2, "global_batch_size": 2, **(train or {})}
+    recipe = small.recipe(
+        precision, "exact", model={"num_classes": 10, **model}, data=data, optim=optim or {}, train=train
+    )
     set_backends(recipe.train)
     with fake_cuda() as device:
-        classifier, chosen = on_fake_cuda(recipe), Precision(precision)  # type: ignore[arg-type]
+        classifier = on_fake_cuda(recipe).train()
         average = MovingAverage(classifier.net, EmaConfig(decay=0.9), steps_per_epoch=1)
-        optimizer = build_optimizer(classifier, recipe.optim)
-        state = TrainState(classifier.net, optimizer, average=average, scaler=chosen.scaler(device))
-        reduction = ExactReduction(classifier, rank=0, world_size=1, num_micro_batches=1)
-        images, targets = torch.zeros((2, size, size, 3), dtype=torch.uint8), torch.zeros((2, 10))
+        scaler = Precision(recipe.train.precision).scaler(device)
+        state = TrainState(
+            classifier.net, build_optimizer(classifier, recipe.optim), average=average, scaler=scaler, step=10
+        )
+        step = TrainStep(recipe, state, classifier, ExactReduction(classifier, 0, 1, num_micro_batches=1), device)
+        batch = step.rehearsal_batch(1, size)
         with Operations() as operations:
-            with chosen.autocast(device):
-                loss = training_loss(reduction.forward(images), targets, recipe.train)
-            reduction.backward(state.scaler.scale(loss).view(1), range(1))
-            reduction.finish()
+            step.forward_backward(batch)
+            step.reduction.finish()
             if update:
                 update_weights(state, 0.1, clip_grad_norm=1.0, measure_norm=True)
-                average.update(classifier.net, num_steps=10)
+                average.update(num_steps=10)
+    assert not operations.syncs
     return set(operations.launches)
 
 

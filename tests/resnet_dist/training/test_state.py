@@ -32,7 +32,7 @@ def test_the_moving_average_by_hand() -> None:
             norm.weight.fill_(float(step))
             norm.running_mean.fill_(float(10 * step))  # type: ignore[union-attr]
             norm.num_batches_tracked.fill_(step)  # type: ignore[union-attr]
-        average.update(norm, step)
+        average.update(step)
         net = average.net
         seen.append([float(net.weight), float(net.running_mean), int(net.num_batches_tracked)])  # type: ignore[arg-type]
     second, fourth = 2.0, 0.75 * 2 + 0.25 * 4
