@@ -107,7 +107,7 @@ def plan(
     net: Annotated[str, typer.Option(help="Network of one node, such as 100Gbps or 8x400Gbps.")] = "100Gbps",
     on: Annotated[
         Path | None,
-        typer.Option("--on", metavar="PROFILE", help="Profile to take workers, CPUs and checkpoints from."),
+        typer.Option("--on", metavar="PROFILE", help="Profile to take workers, CPUs, launches and checkpoints from."),
     ] = None,
     gpus_per_node: Annotated[int, typer.Option(min=1, help="GPUs of one node.")] = 8,
     cpus_per_gpu: Annotated[
@@ -181,7 +181,7 @@ def plan(
         replicas=replicas,
         seed=seed,
     )
-    work = workload_of(load_recipe(recipe, set_), None if images is None else (images, 0))
+    work = workload_of(load_recipe(recipe, set_), profile, images=None if images is None else (images, 0))
     found = make_plan(work, hardware, faults)
     typer.echo(json.dumps(as_data(found)) if as_json else "\n".join(lines(found)))
 

@@ -6,13 +6,17 @@ import difflib
 import math
 import re
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from resnet_dist.errors import UserError
 
 
 @dataclass(frozen=True)
 class Roofline:
-    """How a training step uses a GPU. Time = 6 FLOP x MACs / (peak x efficiency) + activations x bytes / bandwidth."""
+    """How a training step uses a GPU, apart from its kernels' fixed times.
+
+    Seconds per image = 6 FLOP x MACs / (peak x efficiency) + activations x bytes / bandwidth.
+    """
 
     efficiency: float
     """Share of the peak that convolutions reach."""
@@ -21,17 +25,39 @@ class Roofline:
 
 
 # Two unknowns from two rows of each precision: ResNet-50 and ResNet-152 on one V100 (Lambda): 1276 and 518 images/s in
-# fp16, 432 and 167 in fp32. In both precisions the traffic comes out as 14 reads or writes of each activation. fp32's
-# efficiency is near 1 because cuDNN's Winograd kernels do fewer multiplications than are counted.
-HALF = Roofline(efficiency=0.4537, bytes_per_activation=28.43)
-FP32 = Roofline(efficiency=0.9521, bytes_per_activation=54.54)
+# fp16, 432 and 167 in fp32, less the fixed times of their kernels. In both precisions the traffic comes out as 16 to 17
+# reads or writes of each activation. fp32's efficiency is above 1 because cuDNN's Winograd kernels do fewer
+# multiplications than are counted.
+HALF = Roofline(efficiency=0.5509, bytes_per_activation=33.35)
+FP32 = Roofline(efficiency=1.0473, bytes_per_activation=64.14)
+
+KERNEL_S = 14e-6
+"""GPU time of a kernel over activations beyond what grows with the number of images: its start, its end, and that a
+small one does not fill the GPU. Fitted on one row for each of six GPUs (`published.BATCHES`), each of which alone would
+give 5 to 27 us."""
+SMALL_KERNEL_S = 1.3e-6
+"""GPU time of a kernel that has almost nothing to do, in a CUDA graph: 1.1 to 1.3 us (pytorch issue 161104)."""
+LAUNCH_S = 14.8e-6
+"""The host's time to start a kernel from Python, backward pass included. Fitted on PyTorch's own benchmark: ResNet-50
+with 1 and 2 images takes 30 ms for 2,075 kernels without a graph. An old host takes 45 us a kernel (SAM 2, issue 768,
+Xeon E5-2630 v4); the one here 11, its own arithmetic included (bench/results/host_cpu2)."""
+
+LOSS_KERNELS = 12
+"""Kernels for normalising the images and for the loss, both passes."""
+KERNELS_PER_RANDOM_LAYER = 24
+"""A drop-path's or dropout's in training, both passes: most of them hash its keys."""
+GRAPH_LAUNCHES = 6
+"""Launches by the host for one CUDA graph: copies of its inputs, the graph itself, a copy of its output."""
+UPDATE_LAUNCHES = {"sgd": 60, "lamb": 200}
+"""Launches by the host in a step besides the forward and backward passes: optimizer, metrics, running statistics."""
+
+BYTES_PER_ACTIVATION_KEPT = {"bf16": 5.5, "fp16": 5.5, "tf32": 11.0, "fp32": 11.0, "fp64": 22.0}
+"""GPU memory per output number of a convolution: ResNet-152's published largest batches (V100 192, A100-40 224)."""
+MEMORY_SHARE = 0.8
+"""Share of a GPU's free memory that launches may take."""
 
 BACKWARD_SHARE = 2 / 3
 """The share of a step's GPU time: two matrix products for each one of the forward pass."""
-
-HOST_S_PER_LAYER = 123e-6
-"""CPU seconds to start one layer's part of a step (autocast, forward, backward, SGD). Measured on a CPU, including its
-tiny kernels: bench/results. NVIDIA's ResNet-50 at batch 1: 75 us a layer for the forward pass alone (12.8 ms)."""
 
 NET_EFFICIENCY = 0.8
 """Share of a network's line rate that an all-reduce reaches: the usual figure of nccl-tests, not fitted."""
@@ -45,8 +71,7 @@ JITTER = 0.019
 rows for 4 and 8 V100, CONTENTION on those for 16."""
 
 BUCKET_BYTES = 25 * 2**20
-"""DDP's buckets; the first is 1 MiB."""
-FIRST_BUCKET_BYTES = 2**20
+"""Gradients are sent in buckets of this size, as soon as the backward pass has filled one."""
 LOADER_SHARPNESS = 8.0
 """Sharpness of the change from net to loader as the limit: rate = (net^-p + loader^-p)^(-1/p). Fitted to two rows."""
 
@@ -76,15 +101,20 @@ NODE_MTBF_H = 6300.0
 # alone at 224 px.
 
 
+class Speed(NamedTuple):
+    images_s: float
+    batch: int
+
+
 @dataclass(frozen=True)
 class Gpu:
     memory_gb: int
     bandwidth_gb_s: float
     half_tflops: float
     fp32_tflops: float
-    resnet50_half: float | None = None
-    """Published images/s of PyTorch in mixed precision; None: estimated from the data sheet."""
-    resnet50_fp32: float | None = None
+    resnet50_half: Speed | None = None
+    """Published, of PyTorch in mixed precision; None: estimated from the data sheet."""
+    resnet50_fp32: Speed | None = None
     local_gb_s: float = 10.0
     """Bus bandwidth of an all-reduce within a node, GB/s per GPU (as nccl-tests define it); 10 is PCIe 4."""
     host_bus: bool = False
@@ -94,10 +124,12 @@ class Gpu:
 
 GPUS = {  # v100 and p100 for published figures: the locked PyTorch has no code for them (sm_75 and newer)
     "v100": Gpu(
-        32, 900, 125, 15.7, 1200, 367, 130, source="NVIDIA DeepLearningExamples, ConvNets, ResNet-50, DGX-1 16 GB"
+        *(32, 900, 125, 15.7, Speed(1200, 256), Speed(367, 128), 130),
+        source="NVIDIA DeepLearningExamples, ConvNets, ResNet-50, DGX-1 16 GB",
     ),
     "a100": Gpu(
-        80, 2039, 312, 19.5, 2470, None, 235, source="NVIDIA DeepLearningExamples, ConvNets, ResNet-50, DGX A100"
+        *(80, 2039, 312, 19.5, Speed(2470, 256), None, 235),
+        source="NVIDIA DeepLearningExamples, ConvNets, ResNet-50, DGX A100",
     ),
     "a100-40": Gpu(40, 1555, 312, 19.5, None, None, 235),
     "h100": Gpu(80, 3350, 989, 67, None, None, 360),
@@ -108,11 +140,11 @@ GPUS = {  # v100 and p100 for published figures: the locked PyTorch has no code 
     "l40s": Gpu(48, 864, 362, 91.6, None, None, 20),
     "a10": Gpu(24, 600, 125, 31.2),
     "a6000": Gpu(48, 768, 155, 38.7),
-    "rtx3090": Gpu(24, 936, 71, 35.6, 1218, None, 6.6, True, "timm benchmark results, AMP, channels last"),
+    "rtx3090": Gpu(24, 936, 71, 35.6, Speed(1218, 512), None, 6.6, True, "timm benchmark results, AMP, channels last"),
     "rtx4090": Gpu(24, 1008, 165, 82.6, None, None, 6.6, True),
     "rtx8000": Gpu(48, 672, 130, 16.3),
     "rtx2080ti": Gpu(11, 616, 54, 13.4, None, None, 5),
-    "p100": Gpu(16, 732, 21.2, 10.6, None, 219, 20, source="TensorFlow benchmarks 2017, DGX-1"),
+    "p100": Gpu(16, 732, 21.2, 10.6, None, Speed(219, 64), 20, source="TensorFlow benchmarks 2017, DGX-1"),
     "t4": Gpu(16, 320, 65, 8.1, None, None, 5),
 }
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from functools import cache
 from statistics import mean, quantiles
 from typing import Any
@@ -20,13 +20,11 @@ from resnet_dist.planner.simulate import (
     checkpoint_cost,
     simulate,
 )
-from resnet_dist.planner.step import Step, images_per_core, mean_step, step_of
+from resnet_dist.planner.step import Step, images_per_core, launches_in, mean_step, memory_gb, step_of, train_kernels
 from resnet_dist.planner.workload import Workload
 
 FORWARD_SHARE = 1 / 3
 """Cost of an evaluated image relative to a trained one."""
-BYTES_PER_ACTIVATION_KEPT = {"bf16": 5.5, "fp16": 5.5, "tf32": 11.0, "fp32": 11.0, "fp64": 22.0}
-"""GPU memory per output number of a convolution: ResNet-152's published largest batches (V100 192, A100-40 224)."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +66,11 @@ class Plan:
     step: Step
     """The mean of the run's steps."""
     single_images_s: float
-    """One GPU alone."""
+    """One GPU alone, with the whole step."""
+    launches: tuple[int, ...]
+    """The micro-batches in each launch of a worker's step; of the worker with most of them, at the largest images."""
+    kernels: int
+    """Kernels of the first of these launches."""
     memory_gb: float
     """Estimated, of one GPU."""
     cores_per_gpu: float
@@ -130,7 +132,10 @@ class Plan:
         step, hw = self.step, self.hardware
         losses = {
             "the loader: more CPUs per GPU, or smaller stored images (data-prep convert --max-side)": step.loader_s,
-            "the host, which starts kernels more slowly than the GPU runs them: a larger micro-batch": step.host_s,
+            "launches too small to fill the GPU: more micro-batches a GPU, that is fewer GPUs, or a larger micro-batch, "
+            "that is another recipe": step.kernels_s,
+            "the host, which starts kernels more slowly than the GPU runs them: CUDA graphs, or a larger "
+            "micro-batch": step.host_s,
             "uneven shares: a number of GPUs that divides the step's "
             f"{self.work.micro_batches_per_step} micro-batches": step.uneven_s,
             "the network: more bandwidth between nodes, or more micro-batches per worker and step": step.exchange_s,
@@ -159,8 +164,9 @@ def make_plan(work: Workload, hardware: Hardware, faults: Faults) -> Plan:
     def step(workers: int) -> Step:
         return mean_step(work, gpu, workers, links, loader_images_s=loader)
 
-    alone = mean_step(replace(work, micro_batches_per_step=1), gpu, 1, links)
+    alone = mean_step(work, gpu, 1, links)
     whole = step(hardware.gpus)
+    launches = launches_in(work, work.net, gpu, math.ceil(work.micro_batches_per_step / hardware.gpus))
     per_gpu = {
         phase.image_px: step_of(
             work, gpu, hardware.gpus, links, net=phase.net, loader_images_s=loader(phase.image_px)
@@ -198,7 +204,9 @@ def make_plan(work: Workload, hardware: Hardware, faults: Faults) -> Plan:
         faults=faults,
         step=whole,
         single_images_s=alone.images_per_s,
-        memory_gb=_memory_gb(work),
+        launches=tuple(launches),
+        kernels=sum(train_kernels(work.net, half=work.half, merged=launches[0])),
+        memory_gb=memory_gb(work, work.net, launches[0]),
         cores_per_gpu=max(rate / images_per_core(work.decoder, px) for px, rate in per_gpu.items()),
         disk_bytes_s=max(per_gpu.values()) * min(hardware.gpus, hardware.gpus_per_node) * BYTES_PER_IMAGE,
         beton_bytes=work.train_images * BYTES_PER_IMAGE,
@@ -207,11 +215,6 @@ def make_plan(work: Workload, hardware: Hardware, faults: Faults) -> Plan:
         evaluation_s=evaluation_s,
         runs=runs,
     )
-
-
-def _memory_gb(work: Workload) -> float:
-    kept = BYTES_PER_ACTIVATION_KEPT[work.precision] * work.net.activations * work.micro_batch_size
-    return (kept + work.state_bytes + 8 * work.net.parameters) / 1e9
 
 
 def _require_shares(work: Workload, hardware: Hardware, faults: Faults) -> None:
@@ -223,11 +226,18 @@ def _require_shares(work: Workload, hardware: Hardware, faults: Faults) -> None:
         )
     if faults.min_gpus is not None and faults.min_gpus > hardware.gpus:
         raise UserError(f"--min-gpus {faults.min_gpus}: more than --gpus {hardware.gpus}")
-    memory = gpu_of_name(hardware.gpu).memory_gb
-    if _memory_gb(work) > memory:
+    gpu = gpu_of_name(hardware.gpu)
+    merged = launches_in(work, work.net, gpu, math.ceil(work.micro_batches_per_step / hardware.gpus))[0]
+    needed = memory_gb(work, work.net, merged)
+    if needed > gpu.memory_gb:
+        remedy = (
+            "set a lower train.micro_batch_size, which makes it another recipe"
+            if merged == 1
+            else "set a lower micro_batches_per_launch in the profile"
+        )
         raise UserError(
-            f"--gpu {hardware.gpu}: a micro-batch of {work.micro_batch_size} needs about {_memory_gb(work):.0f} GB of "
-            f"its {memory} GB; set a lower train.micro_batch_size, which makes it another recipe"
+            f"--gpu {hardware.gpu}: a launch of {merged * work.micro_batch_size} images needs about {needed:.0f} GB of "
+            f"its {gpu.memory_gb} GB; {remedy}"
         )
 
 
@@ -241,6 +251,9 @@ def lines(plan: Plan) -> list[str]:
     return [
         f"{hw.gpus} x {hw.gpu} on {nodes} node{'s' * (nodes > 1)}, {work.micro_batches_per_step} micro-batches of "
         f"{work.micro_batch_size} a step, {work.steps} steps",
+        f"launches       {_launches(plan)}",
+        f"assumes        {'; '.join(assumptions(plan))}",
+        "               estimated from published figures, not run on a GPU",
         f"speed          {step.images_per_s:,.0f} images/s, {1000 * step.seconds:.1f} ms a step; "
         f"{plan.efficiency:.1%} of {hw.gpus} times one GPU's {plan.single_images_s:,.0f}",
         "  of a step    " + ", ".join(f"{name} {share:.1%}" for name, share in _shares(plan).items() if share > 0.0005),
@@ -259,6 +272,33 @@ def lines(plan: Plan) -> list[str]:
     ]
 
 
+def _launches(plan: Plan) -> str:
+    work, first = plan.work, plan.launches[0]
+    how = "as one CUDA graph" if work.uses_graphs else "started one by one"
+    return (
+        f"{len(plan.launches)} a worker and step, of {first} micro-batch{'es' * (first > 1)} "
+        f"({first * work.micro_batch_size} images): {plan.kernels:,} kernels {how}"
+    )
+
+
+def assumptions(plan: Plan) -> list[str]:
+    """What a reader has to know who compares the plan with a run."""
+    work = plan.work
+    if work.reduction != "fast":
+        graphs = f"no CUDA graphs (reduction: {work.reduction})"
+    else:
+        graphs = "CUDA graphs" if work.cuda_graphs else "no CUDA graphs (cuda_graphs: false)"
+    if work.reduction == "exact":
+        merging = "micro-batches not merged (reduction: exact)"
+    elif work.micro_batches_per_launch is None:
+        merging = "micro-batches merged where that is faster"
+    else:
+        merging = f"at most {work.micro_batches_per_launch} micro-batches merged (the profile's)"
+    compiled = "torch.compile, whose gain is not counted" if work.compiled else "no torch.compile"
+    recomputes = ["activations computed again, which is not counted: a third slower"] if work.recomputes else []
+    return [graphs, merging, compiled, *recomputes]
+
+
 def as_data(plan: Plan) -> dict[str, Any]:
     low, high = plan.hours_90
     return {
@@ -266,6 +306,10 @@ def as_data(plan: Plan) -> dict[str, Any]:
         "step_s": plan.step.seconds,
         "efficiency": plan.efficiency,
         "bottleneck": plan.bottleneck,
+        "assumes": assumptions(plan),
+        "launches_per_step": len(plan.launches),
+        "micro_batches_per_launch": plan.launches[0],
+        "kernels_per_launch": plan.kernels,
         "step_shares": _shares(plan),
         "cores_per_gpu": plan.cores_per_gpu,
         "disk_bytes_s_per_node": plan.disk_bytes_s,
@@ -289,7 +333,8 @@ def as_data(plan: Plan) -> dict[str, Any]:
 def _shares(plan: Plan) -> dict[str, float]:
     step = plan.step
     parts = {
-        "GPU": step.compute_s,
+        "GPU per image": step.compute_s,
+        "GPU per kernel": step.kernels_s,
         "host": step.host_s,
         "uneven shares": step.uneven_s,
         "all-reduce not hidden": step.exchange_s,

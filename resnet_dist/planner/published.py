@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 from resnet_dist.models.summary import summarise
-from resnet_dist.planner.hardware import JITTER, Links, gpu_of_name
-from resnet_dist.planner.step import exchange, expected_maximum, produced, roofline_s, throttled
+from resnet_dist.planner.hardware import JITTER, KERNEL_S, LAUNCH_S, SMALL_KERNEL_S, Links, Speed, gpu_of_name
+from resnet_dist.planner.step import (
+    Kernels,
+    exchange,
+    expected_maximum,
+    produced,
+    roofline_s,
+    throttled,
+    train_kernels,
+)
 
 
 @dataclass(frozen=True)
 class Single:
-    """Images/s of one GPU, or of one of eight."""
+    """Speed of one GPU, or of one of eight."""
 
     net: str
     gpu: str
     half: bool
-    images_s: float
+    speed: Speed
     source: str
 
 
@@ -27,10 +35,25 @@ class Pair:
 
     gpu: str
     half: bool
-    resnet50: float
-    resnet152: float
+    resnet50: Speed
+    resnet152: Speed
     source: str
     fitted: str = ""
+
+
+@dataclass(frozen=True)
+class Batches:
+    """One GPU and net with batches of several sizes: the largest is given, the others predicted."""
+
+    what: str
+    kernels: Kernels
+    largest: Speed
+    others: tuple[Speed, ...]
+    source: str
+    launches: int = 0
+    """By the host, one by one; 0 if another engine starts the kernels, or a CUDA graph."""
+    fitted: Mapping[int, str] = field(default_factory=dict)
+    """By batch."""
 
 
 @dataclass(frozen=True)
@@ -65,34 +88,67 @@ LAMBDA = "Lambda, lambda-tensorflow-benchmark, tf-train-throughput"
 NVIDIA = "NVIDIA DeepLearningExamples, ConvNets, ResNet-50"
 HOROVOD = "Horovod, docs/benchmarks; one P100 from TensorFlow's benchmarks 2017"
 DLPERF = "OneFlow DLPerf, NVIDIA's PyTorch ResNet-50"
-
 TIMM = "timm, results/benchmark-train-amp-nhwc"
+TF2017 = "TensorFlow benchmarks 2017"
+DDP_BENCH = "W. Paik, pytorch-ddp-bench"
+TORCHBENCH = "pytorch/benchmark, pull request 706, January 2022"
+SERVER_GEAR = "server-gear.com, tf_cnn_benchmarks"
+MXNET = "NVIDIA DeepLearningExamples, MxNet, RN50v1.5"
 PAIRS = (
-    Pair("v100", True, 1276, 518, LAMBDA, "HALF"),
-    Pair("v100", False, 432, 167, LAMBDA, "FP32"),
-    Pair("a100-40", True, 2075, 886, LAMBDA),
-    Pair("a6000", True, 1404, 592, LAMBDA),
-    Pair("a6000", False, 554, 235, LAMBDA),
-    Pair("rtx3090", True, 1218, 501, TIMM),
-    Pair("rtx8000", True, 1023, 431, LAMBDA),
-    Pair("rtx8000", False, 371, 150, LAMBDA),
-    Pair("rtx2080ti", True, 770, 297, LAMBDA),
-    Pair("rtx2080ti", False, 321, 122, LAMBDA),
-    Pair("p100", False, 219, 91.8, "TensorFlow benchmarks 2017"),
+    Pair("v100", True, Speed(1276, 384), Speed(518, 192), LAMBDA, "HALF"),
+    Pair("v100", False, Speed(432, 192), Speed(167, 96), LAMBDA, "FP32"),
+    Pair("a100-40", True, Speed(2075, 448), Speed(886, 200), LAMBDA),
+    Pair("a6000", True, Speed(1404, 512), Speed(592, 256), LAMBDA),
+    Pair("a6000", False, Speed(554, 256), Speed(235, 128), LAMBDA),
+    Pair("rtx3090", True, Speed(1218, 512), Speed(501, 192), TIMM),
+    Pair("rtx8000", True, Speed(1023, 512), Speed(431, 256), LAMBDA),
+    Pair("rtx8000", False, Speed(371, 256), Speed(150, 128), LAMBDA),
+    Pair("rtx2080ti", True, Speed(770, 128), Speed(297, 64), LAMBDA),
+    Pair("rtx2080ti", False, Speed(321, 64), Speed(122, 32), LAMBDA),
+    Pair("p100", False, Speed(219, 64), Speed(91.8, 64), TF2017),
 )
 
 SINGLES = (
-    Single("resnet50", "v100", True, 1200, NVIDIA),
-    Single("resnet50", "v100", False, 367, NVIDIA),
-    Single("resnet50", "a100-40", True, 2075, LAMBDA),
-    Single("resnet50", "a100", True, 2470, NVIDIA),
-    Single("resnet50", "a100", True, 3255, "MLPerf 2.0, 8 GPUs in 28.7 min, 35 epochs"),
-    Single("resnet50", "h100", True, 6938, "MLPerf 3.0, 8 GPUs in 13.466 min, 35 epochs"),
-    Single("resnet50", "a6000", True, 1404, LAMBDA),
-    Single("resnet50", "rtx3090", True, 1218, TIMM),
-    Single("resnet50", "rtx8000", True, 1023, LAMBDA),
-    Single("resnet50", "rtx2080ti", True, 770, LAMBDA),
+    Single("resnet50", "v100", True, Speed(1200, 256), NVIDIA),
+    Single("resnet50", "v100", False, Speed(367, 128), NVIDIA),
+    Single("resnet152", "v100", True, Speed(503, 128), DDP_BENCH),
+    Single("resnet50", "a100-40", True, Speed(2075, 448), LAMBDA),
+    Single("resnet50", "a100", True, Speed(2470, 256), NVIDIA),
+    Single("resnet50", "a100", True, Speed(3255, 408), "MLPerf 2.0, 8 GPUs in 28.7 min, 35 epochs"),
+    Single("resnet152", "a100", True, Speed(1190, 512), DDP_BENCH),
+    Single("resnet50", "h100", True, Speed(6938, 408), "MLPerf 3.0, 8 GPUs in 13.466 min, 35 epochs"),
+    Single("resnet50", "a6000", True, Speed(1404, 512), LAMBDA),
+    Single("resnet50", "rtx3090", True, Speed(1218, 512), TIMM),
+    Single("resnet50", "rtx8000", True, Speed(1023, 512), LAMBDA),
+    Single("resnet50", "rtx2080ti", True, Speed(770, 128), LAMBDA),
 )
+
+# Kernels over activations, as `train_kernels` counts them, and small ones. A forward pass alone is `Summary.kernels`.
+_RESNET50, _RESNET152 = Kernels(402, 173), Kernels(1184, 479)
+_RESNET50_HALF_FORWARD = Kernels(174, 54)
+# PyTorch's benchmark in 2022: counters of batch norms, zeroed gradients, and an Adam of 8 kernels for each tensor.
+_TORCHBENCH = Kernels(402, 173 + 53 + 161 + 8 * 161)
+
+BATCHES = (
+    Batches("resnet50, v100, fp32, CUDA graph", _TORCHBENCH, Speed(341.6, 64),
+            (Speed(322.2, 32), Speed(285.8, 16), Speed(227.7, 8)), TORCHBENCH, fitted={8: "KERNEL_S"}),
+    Batches("resnet50, v100, fp32, eager", _TORCHBENCH, Speed(342.1, 64),
+            (Speed(322.9, 32), Speed(286.9, 16), Speed(228.4, 8), Speed(128.1, 4), Speed(64.6, 2), Speed(33.7, 1)),
+            TORCHBENCH, launches=sum(_TORCHBENCH), fitted={1: "LAUNCH_S", 2: "LAUNCH_S"}),
+    Batches("resnet50, rtx3090, half", _RESNET50, Speed(1205, 512),
+            (Speed(1182, 256), Speed(1127, 128), Speed(1027, 64)), SERVER_GEAR, fitted={64: "KERNEL_S"}),
+    Batches("resnet50, rtx4090, half", _RESNET50, Speed(1776, 256),
+            (Speed(1749, 128), Speed(1688, 64)), SERVER_GEAR, fitted={64: "KERNEL_S"}),
+    Batches("resnet50 forward, v100, half", _RESNET50_HALF_FORWARD, Speed(3382, 256),
+            (Speed(3249, 128), Speed(2984, 64)), NVIDIA, fitted={64: "KERNEL_S"}),
+    Batches("resnet50 forward, t4, half", _RESNET50_HALF_FORWARD, Speed(1198, 256),
+            (Speed(1190, 128), Speed(1165, 64), Speed(1128, 32)), NVIDIA, fitted={32: "KERNEL_S"}),
+    Batches("resnet50 forward, a100, half", _RESNET50_HALF_FORWARD, Speed(3704, 16),
+            (Speed(2522, 8),), MXNET, fitted={8: "KERNEL_S"}),
+    Batches("resnet50, p100, fp32", _RESNET50, Speed(219, 64), (Speed(195, 32),), TF2017),
+    Batches("resnet152, p100, fp32", _RESNET152, Speed(91.8, 64), (Speed(82.7, 32),), TF2017),
+    Batches("resnet50, k80, fp32", _RESNET50, Speed(51.9, 64), (Speed(49.5, 32),), TF2017),
+)  # fmt: skip
 
 
 def _lambda(hardware: str, half: bool, local_gb_s: float, rows: dict[str, tuple[int, dict[int, int]]]) -> list[Scaling]:
@@ -201,26 +257,39 @@ class Row:
 
 def pair_rows() -> list[Row]:
     rows = []
+    resnet50, resnet152 = summarise("resnet50"), summarise("resnet152")
     for p in PAIRS:
         gpu = gpu_of_name(p.gpu)
-        ratio = roofline_s(summarise("resnet50"), gpu, half=p.half) / roofline_s(
-            summarise("resnet152"), gpu, half=p.half
-        )
-        rows.append(Row(f"{p.gpu}, {_precision(p.half)}", p.resnet50 * ratio, p.resnet152, p.fitted, p.source))
+        ratio = roofline_s(resnet152, gpu, half=p.half) / roofline_s(resnet50, gpu, half=p.half)
+        image_s = 1 / p.resnet50.images_s - train_kernels(resnet50, half=p.half).seconds / p.resnet50.batch
+        launch_s = ratio * image_s * p.resnet152.batch + train_kernels(resnet152, half=p.half).seconds
+        predicted = p.resnet152.batch / launch_s
+        rows.append(Row(f"{p.gpu}, {_precision(p.half)}", predicted, p.resnet152.images_s, p.fitted, p.source))
     return rows
 
 
 def single_rows() -> list[Row]:
-    return [
-        Row(
-            f"{s.net}, {s.gpu}, {_precision(s.half)}",
-            1 / roofline_s(summarise(s.net), gpu_of_name(s.gpu), half=s.half),
-            s.images_s,
-            "",
-            s.source,
-        )
-        for s in SINGLES
-    ]
+    rows = []
+    for s in SINGLES:
+        net = summarise(s.net)
+        image_s = roofline_s(net, gpu_of_name(s.gpu), half=s.half)
+        launch_s = image_s * s.speed.batch + train_kernels(net, half=s.half).seconds
+        what = f"{s.net}, {s.gpu}, {_precision(s.half)}"
+        rows.append(Row(what, s.speed.batch / launch_s, s.speed.images_s, "", s.source))
+    return rows
+
+
+def batch_rows(kernel_s: float = KERNEL_S, launch_s: float = LAUNCH_S) -> list[Row]:
+    rows = []
+    for b in BATCHES:
+        fixed_s = b.kernels.main * kernel_s + b.kernels.small * SMALL_KERNEL_S
+        image_s = 1 / b.largest.images_s - fixed_s / b.largest.batch
+        for other in b.others:
+            step_s = max(other.batch * image_s + fixed_s, b.launches * launch_s)
+            what = f"{b.what}: {other.batch} images"
+            fitted = b.fitted.get(other.batch, "")
+            rows.append(Row(what, other.batch / step_s, other.images_s, fitted, b.source))
+    return rows
 
 
 def scaling_rows() -> list[Row]:
@@ -266,6 +335,7 @@ def report() -> str:
     for title, unit, rows in (
         ("Scaling efficiency", "%", scaling_rows()),
         ("ResNet-152 on one GPU, from ResNet-50 on the same", "images/s", pair_rows()),
+        ("One GPU with fewer images, from its speed with most", "images/s", batch_rows()),
         ("One GPU from its data sheet alone", "images/s", single_rows()),
     ):
         digits = 1 if unit == "%" else 0

@@ -8,31 +8,74 @@ from dataclasses import dataclass, fields
 from functools import cache
 from itertools import pairwise
 from statistics import NormalDist
+from typing import NamedTuple
 
 from resnet_dist.models.summary import Summary, summarise
 from resnet_dist.planner.hardware import (
     BACKWARD_SHARE,
     BUCKET_BYTES,
+    BYTES_PER_ACTIVATION_KEPT,
     CONTENTION,
-    FIRST_BUCKET_BYTES,
     FP32,
     GPUS,
+    GRAPH_LAUNCHES,
     HALF,
-    HOST_S_PER_LAYER,
     IMAGES_PER_CORE,
     JITTER,
+    KERNEL_S,
+    KERNELS_PER_RANDOM_LAYER,
+    LAUNCH_S,
     LOADER_SHARPNESS,
+    LOSS_KERNELS,
+    MEMORY_SHARE,
+    SMALL_KERNEL_S,
+    UPDATE_LAUNCHES,
     Gpu,
     Links,
     all_reduce,
 )
 from resnet_dist.planner.workload import Workload
 
-# ---- the GPU and the host --------------------------------------------------------------------------------------------
+
+def cut(share: range, most: int) -> list[range]:
+    size = -(-len(share) // -(-len(share) // most))
+    return [share[start : start + size] for start in range(0, len(share), size)]
+
+
+def merged_on_gpu(micro_batch_size: int, num_micro_batches: int, *, launch_bytes: int, free_bytes: int) -> int:
+    fits = free_bytes // max(1, launch_bytes)
+    return max(1, min(num_micro_batches, 512 // micro_batch_size, fits))
+
+
+# ---- a launch: forward and backward pass of one or several merged micro-batches --------------------------------------
+
+
+class Kernels(NamedTuple):
+    """What a launch runs on the GPU, as numbers of kernels."""
+
+    main: int
+    """Over activations: `KERNEL_S` each beyond the time that grows with the images."""
+    small: int
+    """Over parameters or less: `SMALL_KERNEL_S` each."""
+
+    @property
+    def seconds(self) -> float:
+        return self.main * KERNEL_S + self.small * SMALL_KERNEL_S
+
+
+def train_kernels(net: Summary, *, half: bool, merged: int = 1) -> Kernels:
+    """Of forward pass, loss and backward pass of `merged` micro-batches. A test counts them in the real step."""
+    both_passes = 2 * net.kernels + net.convolutions  # a convolution's backward pass is two products
+    # Each batch norm runs once for every micro-batch, and puts its outputs, and its gradients, together.
+    norms = 2 * net.norms * merged if merged > 1 else 0
+    casts = 2 * net.convolutions if half else 0  # of their weights, and of the gradients back to fp32
+    random = KERNELS_PER_RANDOM_LAYER * net.random_layers
+    # Every gradient is added to those of earlier launches.
+    return Kernels(both_passes + norms, casts + random + net.parameter_tensors + LOSS_KERNELS)
 
 
 def roofline_s(net: Summary, gpu: Gpu, *, half: bool) -> float:
-    """Seconds of training per image from the data sheet alone: arithmetic plus memory traffic (see `Roofline`)."""
+    """GPU seconds of training per image from the data sheet, apart from its kernels' fixed times: see `Roofline`."""
     roofline, tflops = (HALF, gpu.half_tflops) if half else (FP32, gpu.fp32_tflops)
     arithmetic = 6 * net.macs / (tflops * 1e12 * roofline.efficiency)
     traffic = net.activations * roofline.bytes_per_activation / (gpu.bandwidth_gb_s * 1e9)
@@ -40,7 +83,7 @@ def roofline_s(net: Summary, gpu: Gpu, *, half: bool) -> float:
 
 
 def image_s(net: Summary, gpu: Gpu, *, half: bool) -> float:
-    """Seconds of training per image: the data sheet's, scaled so that ResNet-50 has its published speed on the GPU.
+    """As `roofline_s`, scaled so that ResNet-50 has its published speed on the GPU.
 
     A GPU without a published figure is scaled like the A100 (fp32: the V100).
     """
@@ -49,12 +92,66 @@ def image_s(net: Summary, gpu: Gpu, *, half: bool) -> float:
         known = GPUS["a100" if half else "v100"]
     published = known.resnet50_half if half else known.resnet50_fp32
     assert published is not None
-    return roofline_s(net, gpu, half=half) / (published * roofline_s(summarise("resnet50"), known, half=half))
+    resnet50 = summarise("resnet50")
+    resnet50_s = 1 / published.images_s - train_kernels(resnet50, half=half).seconds / published.batch
+    return roofline_s(net, gpu, half=half) * resnet50_s / roofline_s(resnet50, known, half=half)
 
 
-def host_s(net: Summary) -> float:
-    """The host's time to start the kernels of one micro-batch, which never takes less."""
-    return net.layers * HOST_S_PER_LAYER
+@dataclass(frozen=True)
+class Launch:
+    images_s: float
+    """GPU time that grows with the number of images."""
+    kernels_s: float
+    """GPU time that does not: see `Kernels`."""
+    host_s: float
+    """The host's time to start the kernels."""
+
+    @property
+    def gpu_s(self) -> float:
+        return self.images_s + self.kernels_s
+
+
+def launch_of(work: Workload, net: Summary, gpu: Gpu, merged: int) -> Launch:
+    """A launch of `merged` micro-batches."""
+    images = merged * work.micro_batch_size
+    kernels = train_kernels(net, half=work.half, merged=merged)
+    # Outside of compiled code, each batch norm's output and gradient are put together in a copy: written and read.
+    copied = 4 * (2 if work.half else 4) * net.activations if merged > 1 and not work.compiled else 0
+    return Launch(
+        images_s=images * (image_s(net, gpu, half=work.half) + copied / (gpu.bandwidth_gb_s * 1e9)),
+        kernels_s=kernels.seconds,
+        host_s=(GRAPH_LAUNCHES if work.uses_graphs else sum(kernels)) * LAUNCH_S,
+    )
+
+
+def memory_gb(work: Workload, net: Summary, merged: int) -> float:
+    """GPU memory, estimated: activations, weights with the optimizer's state, gradients."""
+    return (merged * _micro_batch_bytes(work, net) + work.state_bytes + 8 * net.parameters) / 1e9
+
+
+def _micro_batch_bytes(work: Workload, net: Summary) -> float:
+    return BYTES_PER_ACTIVATION_KEPT[work.precision] * net.activations * work.micro_batch_size
+
+
+def launches_in(work: Workload, net: Summary, gpu: Gpu, share: int) -> list[int]:
+    """The micro-batches in each launch of a worker that has `share` of a step's micro-batches: by training's rule."""
+    return [len(launch) for launch in cut(range(share), _merged_at_most(work, net, gpu, share))]
+
+
+def _merged_at_most(work: Workload, net: Summary, gpu: Gpu, share: int) -> int:
+    if work.most_merged is not None:
+        return work.most_merged
+    free_bytes = 1e9 * (gpu.memory_gb - memory_gb(work, net, 0))
+    most = merged_on_gpu(
+        work.micro_batch_size,
+        share,
+        launch_bytes=int(_micro_batch_bytes(work, net)),
+        free_bytes=int(MEMORY_SHARE * free_bytes),
+    )
+    if work.compiled:
+        return most
+    # Training measures which of the two is faster.
+    return min((1, most), key=lambda k: launch_of(work, net, gpu, k).gpu_s / k)
 
 
 # ---- the loader, and the slowest worker ------------------------------------------------------------------------------
@@ -108,7 +205,7 @@ class Exchange:
 
 
 def exchange(parts: Sequence[Produced], workers: int, links: Links, *, overlapped: bool = True) -> Exchange:
-    """The all-reduce of one backward pass in DDP's buckets; unless `overlapped`, in one piece after it."""
+    """The all-reduce of one backward pass in buckets; unless `overlapped`, in one piece after it."""
     if workers == 1:
         return Exchange(0.0, 0.0)
     if not overlapped:
@@ -133,7 +230,7 @@ def buckets(parts: Sequence[Produced]) -> list[tuple[float, float]]:
     for part in parts:
         left = part.num_bytes
         while left > 0:
-            room = (BUCKET_BYTES if found else FIRST_BUCKET_BYTES) - filled
+            room = BUCKET_BYTES - filled
             taken = min(room, left)
             filled += taken
             left -= taken
@@ -148,11 +245,11 @@ def buckets(parts: Sequence[Produced]) -> list[tuple[float, float]]:
     return found
 
 
-def produced(net: Summary, micro_s: float, gradient_bytes: int = 4) -> list[Produced]:
-    """The backward pass of one micro-batch, last part first; its time is shared out by multiply-adds."""
+def produced(net: Summary, launch_s: float, gradient_bytes: int = 4) -> list[Produced]:
+    """The backward pass of one launch, last part first; its time is shared out by multiply-adds."""
     total = net.macs
     return [
-        Produced(BACKWARD_SHARE * micro_s * part.macs / total, gradient_bytes * part.parameters)
+        Produced(BACKWARD_SHARE * launch_s * part.macs / total, gradient_bytes * part.parameters)
         for part in reversed(net.parts)
     ]
 
@@ -166,8 +263,10 @@ class Step:
 
     compute_s: float
     """GPU time for the step's images if shares are equal."""
+    kernels_s: float
+    """GPU time that its kernels take whatever the number of images: see `KERNEL_S`."""
     host_s: float
-    """Waiting for the host to start kernels: small micro-batches on fast GPUs."""
+    """Waiting for the host to start kernels."""
     uneven_s: float
     """Workers with one micro-batch less wait for the rest."""
     exchange_s: float
@@ -180,7 +279,8 @@ class Step:
 
     @property
     def seconds(self) -> float:
-        return self.compute_s + self.host_s + self.uneven_s + self.exchange_s + self.jitter_s + self.loader_s
+        busy_s = self.compute_s + self.kernels_s + self.host_s + self.uneven_s
+        return busy_s + self.exchange_s + self.jitter_s + self.loader_s
 
     @property
     def images_per_s(self) -> float:
@@ -213,22 +313,26 @@ def step_of(
     `workers`: at most the step's micro-batches. `loader_images_s`: the speed of one worker's loader.
     """
     net = net or work.net
-    on_gpu = work.micro_batch_size * image_s(net, gpu, half=work.half)
-    micro_s = max(on_gpu, host_s(net))
     share = work.micro_batches_per_step / workers
     own = math.ceil(share)
-    # Gradients of earlier micro-batches are accumulated; only the last backward pass hides the all-reduce.
-    exchanged = _exchange(work, net, micro_s, workers, links)
-    busy = own * micro_s + exchanged.exposed_s
-    jitter = own * micro_s * JITTER / math.sqrt(own) * expected_maximum(workers)
+    launches = [launch_of(work, net, gpu, merged) for merged in launches_in(work, net, gpu, own)]
+    on_gpu = sum(launch.gpu_s for launch in launches)
+    starting = sum(launch.host_s for launch in launches) + UPDATE_LAUNCHES[work.optimizer] * LAUNCH_S
+    waiting = max(0.0, starting - on_gpu)
+    # Gradients of earlier launches are accumulated; only the last backward pass hides the all-reduce.
+    exchanged = _exchange(work, net, launches[-1].gpu_s + waiting / len(launches), workers, links)
+    busy = on_gpu + waiting + exchanged.exposed_s
+    jitter = (on_gpu + waiting) * JITTER / math.sqrt(own) * expected_maximum(workers)
     loader = 0.0
     if loader_images_s is not None:
         rate = own * work.micro_batch_size / (busy + jitter)
         loader = own * work.micro_batch_size / throttled(rate, loader_images_s) - (busy + jitter)
+    even = share / own
     return Step(
-        compute_s=share * on_gpu,
-        host_s=share * (micro_s - on_gpu),
-        uneven_s=(own - share) * micro_s,
+        compute_s=even * sum(launch.images_s for launch in launches),
+        kernels_s=even * sum(launch.kernels_s for launch in launches),
+        host_s=even * waiting,
+        uneven_s=(1 - even) * (on_gpu + waiting),
         exchange_s=exchanged.exposed_s,
         jitter_s=jitter,
         loader_s=loader,
@@ -237,8 +341,8 @@ def step_of(
     )
 
 
-def _exchange(work: Workload, net: Summary, micro_s: float, workers: int, links: Links) -> Exchange:
+def _exchange(work: Workload, net: Summary, launch_s: float, workers: int, links: Links) -> Exchange:
     if work.messages_bytes is None:
-        return exchange(produced(net, micro_s, work.gradient_bytes), workers, links)
+        return exchange(produced(net, launch_s, work.gradient_bytes), workers, links)
     seconds = sum(all_reduce(num_bytes, workers, links).seconds for num_bytes in work.messages_bytes)
     return Exchange(seconds, seconds)

@@ -1,11 +1,13 @@
-"""The work in a recipe: per image, per step and in total."""
+"""The work in a recipe: per image, per launch, per step and in total."""
 
 from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
+from typing import Literal
 
 from resnet_dist.config.low_rank import numbers_sent
+from resnet_dist.config.profile import Profile
 from resnet_dist.config.recipe import Recipe, steps_per_epoch, train_size
 from resnet_dist.errors import UserError
 from resnet_dist.models.summary import Summary, summarise
@@ -46,6 +48,16 @@ class Workload:
     messages_bytes: tuple[int, ...] | None
     """Messages in which a step's gradients are sent after the backward pass; None: in DDP's buckets, during it."""
     decoder: str
+    optimizer: str
+    reduction: Literal["fast", "exact", "powersgd"]
+    compiled: bool
+    """`train.compile`."""
+    cuda_graphs: bool
+    """The profile's."""
+    micro_batches_per_launch: int | None
+    """The profile's; None: auto."""
+    recomputes: bool
+    """The profile's `recompute_activations`."""
 
     @property
     def half(self) -> bool:
@@ -53,12 +65,27 @@ class Workload:
         return self.precision in {"bf16", "fp16"}
 
     @property
+    def uses_graphs(self) -> bool:
+        """Whether launches are CUDA graphs."""
+        return self.cuda_graphs and self.reduction == "fast"
+
+    @property
+    def most_merged(self) -> int | None:
+        """Micro-batches in a launch, at most; None: as many as is fastest."""
+        return 1 if self.reduction == "exact" else self.micro_batches_per_launch
+
+    @property
     def global_batch_size(self) -> int:
         return self.micro_batch_size * self.micro_batches_per_step
 
 
-def workload_of(recipe: Recipe, images: tuple[int, int] | None = None) -> Workload:
-    """`images`: training and validation images; by default those of the known data sets. Raises UserError."""
+def workload_of(recipe: Recipe, profile: Profile | None = None, *, images: tuple[int, int] | None = None) -> Workload:
+    """Raises UserError.
+
+    Args:
+        profile: says how micro-batches are launched; None: the default of each key.
+        images: training and validation images; by default those of the known data sets.
+    """
     found = images or DATASETS.get(recipe.data.dataset)
     if found is None:
         raise UserError(
@@ -71,6 +98,7 @@ def workload_of(recipe: Recipe, images: tuple[int, int] | None = None) -> Worklo
     steps = min(steps, train.max_steps or steps)
     phases = _phases(recipe, steps, per_epoch)
     net = phases[-1].net
+    most = profile.micro_batches_per_launch if profile else "auto"
     return Workload(
         net=net,
         phases=phases,
@@ -85,6 +113,12 @@ def workload_of(recipe: Recipe, images: tuple[int, int] | None = None) -> Worklo
         gradient_bytes=2 if train.gradient_compression in {"bf16", "fp16"} else 4,
         messages_bytes=_messages(recipe, net),
         decoder=recipe.data.decoder,
+        optimizer=recipe.optim.name,
+        reduction="powersgd" if train.gradient_compression == "powersgd" else train.reduction,
+        compiled=train.compile,
+        cuda_graphs=profile is None or profile.cuda_graphs,
+        micro_batches_per_launch=None if most == "auto" else most,
+        recomputes=profile is not None and profile.recompute_activations,
     )
 
 
