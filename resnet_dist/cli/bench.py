@@ -231,7 +231,7 @@ def bench_host(
     ] = Path(),
     rounds: Annotated[int, typer.Option(min=1, help="Repetitions.")] = 5,
 ) -> None:
-    """Measure what the host costs a step and a checkpoint: the constants of `resnet-dist plan`.
+    """Measure what the host costs a step and a checkpoint, beside the constants of `resnet-dist plan`.
 
     Example: resnet-dist bench host --folder /shared/runs
     """

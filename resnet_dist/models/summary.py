@@ -130,7 +130,7 @@ class KernelCounter(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = func.overloadpacket.__name__
-        if not func.is_view and not name.startswith(("empty", "new_empty", "as_strided")):
+        if func.namespace == "aten" and not func.is_view and not name.startswith(("empty", "new_empty", "as_strided")):
             # The last argument of `convolution_backward` says which gradients are wanted.
             self.calls[name] += sum(args[-1]) if name == "convolution_backward" else 1
         return func(*args, **(kwargs or {}))

@@ -132,8 +132,6 @@ class Plan:
         step, hw = self.step, self.hardware
         losses = {
             "the loader: more CPUs per GPU, or smaller stored images (data-prep convert --max-side)": step.loader_s,
-            "launches too small to fill the GPU: more micro-batches a GPU, that is fewer GPUs, or a larger micro-batch, "
-            "that is another recipe": step.kernels_s,
             "the host, which starts kernels more slowly than the GPU runs them: CUDA graphs, or a larger "
             "micro-batch": step.host_s,
             "uneven shares: a number of GPUs that divides the step's "
@@ -141,6 +139,11 @@ class Plan:
             "the network: more bandwidth between nodes, or more micro-batches per worker and step": step.exchange_s,
             "slow workers, for which all others wait (MLflow's worker/* curves name them)": step.jitter_s,
         }
+        if step.kernels_s > step.seconds / 4:  # a part of it is lost in any launch
+            losses[
+                "launches too small to fill the GPU: fewer GPUs with more micro-batches each, or a larger micro-batch, "
+                "which makes it another recipe"
+            ] = step.kernels_s
         shares = {what: seconds / step.seconds for what, seconds in losses.items()}
         lost = "lost nodes: checkpoint more often, keep spare nodes, or let the group shrink (--min-gpus)"
         shares[lost] = self.lost_share

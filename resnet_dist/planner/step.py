@@ -66,12 +66,14 @@ class Kernels(NamedTuple):
 def train_kernels(net: Summary, *, half: bool, merged: int = 1) -> Kernels:
     """Of forward pass, loss and backward pass of `merged` micro-batches. A test counts them in the real step."""
     both_passes = 2 * net.kernels + net.convolutions  # a convolution's backward pass is two products
-    # Each batch norm runs once for every micro-batch, and puts its outputs, and its gradients, together.
+    # Each batch norm runs once for every micro-batch, and puts its outputs, and its gradients, together. Those of its
+    # weight and bias are added up.
     norms = 2 * net.norms * merged if merged > 1 else 0
+    norm_sums = 2 * net.norms * (merged - 1)
     casts = 2 * net.convolutions if half else 0  # of their weights, and of the gradients back to fp32
     random = KERNELS_PER_RANDOM_LAYER * net.random_layers
     # Every gradient is added to those of earlier launches.
-    return Kernels(both_passes + norms, casts + random + net.parameter_tensors + LOSS_KERNELS)
+    return Kernels(both_passes + norms, casts + norm_sums + random + net.parameter_tensors + LOSS_KERNELS)
 
 
 def roofline_s(net: Summary, gpu: Gpu, *, half: bool) -> float:
@@ -114,9 +116,11 @@ class Launch:
 def launch_of(work: Workload, net: Summary, gpu: Gpu, merged: int) -> Launch:
     """A launch of `merged` micro-batches."""
     images = merged * work.micro_batch_size
-    kernels = train_kernels(net, half=work.half, merged=merged)
-    # Outside of compiled code, each batch norm's output and gradient are put together in a copy: written and read.
-    copied = 4 * (2 if work.half else 4) * net.activations if merged > 1 and not work.compiled else 0
+    # Compiled code normalises all micro-batches in one kernel. Otherwise each norm's output and gradient are put
+    # together in a copy: written and read.
+    parts = 1 if work.compiled else merged
+    copied = 4 * (2 if work.half else 4) * net.activations if parts > 1 else 0
+    kernels = train_kernels(net, half=work.half, merged=parts)
     return Launch(
         images_s=images * (image_s(net, gpu, half=work.half) + copied / (gpu.bandwidth_gb_s * 1e9)),
         kernels_s=kernels.seconds,
@@ -150,8 +154,9 @@ def _merged_at_most(work: Workload, net: Summary, gpu: Gpu, share: int) -> int:
     )
     if work.compiled:
         return most
+    launches = {k: launch_of(work, net, gpu, k) for k in (1, most)}
     # Training measures which of the two is faster.
-    return min((1, most), key=lambda k: launch_of(work, net, gpu, k).gpu_s / k)
+    return min(launches, key=lambda k: max(launches[k].gpu_s, launches[k].host_s) / k)
 
 
 # ---- the loader, and the slowest worker ------------------------------------------------------------------------------
