@@ -37,7 +37,7 @@ small one does not fill the GPU. Fitted on one row for each of six GPUs (`publis
 give 5 to 27 us."""
 SMALL_KERNEL_S = 1.3e-6
 """GPU time of a kernel that has almost nothing to do, in a CUDA graph: 1.1 to 1.3 us (pytorch issue 161104)."""
-LAUNCH_S = 14.8e-6
+LAUNCH_S = 14.6e-6
 """The host's time to start a kernel from Python, backward pass included. Fitted on PyTorch's own benchmark: ResNet-50
 with 1 and 2 images takes 30 ms for 2,075 kernels without a graph. An old host takes 45 us a kernel (SAM 2, issue 768,
 Xeon E5-2630 v4); the one here 11, its own arithmetic included (bench/results/host_cpu2)."""

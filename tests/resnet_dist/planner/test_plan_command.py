@@ -28,10 +28,29 @@ def test_eight_a100_as_text_and_as_json() -> None:
     # Lambda: 886 to 905 images/s on one A100 of 40 GB; the one of 80 GB has 1.3 times its memory bandwidth.
     assert 8 * 800 < found["images_per_s"] < 8 * 1100
     assert found["bottleneck"] == "the a100 GPUs themselves"
+    assert found["launches_per_step"] == found["micro_batches_per_launch"] == 1
     assert found["money"] == pytest.approx(2 * found["gpu_hours"])
     text = CliRunner().invoke(app, ["plan", RECIPE, "--replicas", "4", *words]).output
     for word in ("images/s", "bottleneck", "cores a GPU", "checkpoint", "goodput", "money"):
         assert word in text
+
+
+def test_the_text_says_how_micro_batches_are_launched_and_what_is_assumed() -> None:
+    words = ["--gpu", "h100", "--gpus", "2"]
+    text = CliRunner().invoke(app, ["plan", RECIPE, "--replicas", "4", *words]).output
+    assert "1 a worker and step, of 4 micro-batches (128 images)" in text
+    assert "CUDA graphs; micro-batches merged where that is faster; no torch.compile" in text
+    assert "not run on a GPU" in text
+
+
+def test_a_profile_says_how_micro_batches_are_launched() -> None:
+    profile = ["--on", str(ROOT / "cluster/profiles/node8.yaml"), "--gpu", "h100", "--gpus", "2"]
+    merged = plan(*profile, "--profile-set", "micro_batches_per_launch=2")
+    assert (merged["launches_per_step"], merged["micro_batches_per_launch"]) == (2, 2)
+    assert "at most 2 micro-batches merged (the profile's)" in merged["assumes"]
+    eager = plan(*profile, "--profile-set", "cuda_graphs=false")
+    assert "no CUDA graphs (cuda_graphs: false)" in eager["assumes"]
+    assert eager["images_per_s"] <= plan(*profile)["images_per_s"]
 
 
 def test_a_part_of_a_node_costs_as_much_of_its_hours() -> None:
