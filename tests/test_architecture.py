@@ -263,7 +263,12 @@ WALLS = {
         "resnet_dist.weights.source",
         "data_prep.beton",
     ),
-    "resnet_dist.planner": ("resnet_dist.errors", "resnet_dist.config", "resnet_dist.models"),
+    "resnet_dist.planner": (
+        "resnet_dist.errors",
+        "resnet_dist.config",
+        "resnet_dist.models",
+        "resnet_dist.training.launches",  # how training merges micro-batches
+    ),
     "resnet_dist.bench": (
         "resnet_dist.errors",
         "resnet_dist.gpus",

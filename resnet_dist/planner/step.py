@@ -35,16 +35,7 @@ from resnet_dist.planner.hardware import (
     all_reduce,
 )
 from resnet_dist.planner.workload import Workload
-
-
-def cut(share: range, most: int) -> list[range]:
-    size = -(-len(share) // -(-len(share) // most))
-    return [share[start : start + size] for start in range(0, len(share), size)]
-
-
-def merged_on_gpu(micro_batch_size: int, num_micro_batches: int, *, launch_bytes: int, free_bytes: int) -> int:
-    fits = free_bytes // max(1, launch_bytes)
-    return max(1, min(num_micro_batches, 512 // micro_batch_size, fits))
+from resnet_dist.training.launches import cut, merged_on_gpu
 
 
 # ---- a launch: forward and backward pass of one or several merged micro-batches --------------------------------------
