@@ -276,11 +276,11 @@ def lines(plan: Plan) -> list[str]:
 
 
 def _launches(plan: Plan) -> str:
-    work, first = plan.work, plan.launches[0]
-    how = "as one CUDA graph" if work.uses_graphs else "started one by one"
+    work, number, merged = plan.work, len(plan.launches), plan.launches[0]
+    how = "one CUDA graph" if work.uses_graphs else "started one by one"
     return (
-        f"{len(plan.launches)} a worker and step, of {first} micro-batch{'es' * (first > 1)} "
-        f"({first * work.micro_batch_size} images): {plan.kernels:,} kernels {how}"
+        f"{number} per worker and step, {'each ' * (number > 1)}of {merged} micro-batch{'es' * (merged > 1)} "
+        f"({merged * work.micro_batch_size} images): {plan.kernels:,} kernels, {how}"
     )
 
 
@@ -296,7 +296,8 @@ def assumptions(plan: Plan) -> list[str]:
     elif work.micro_batches_per_launch is None:
         merging = "micro-batches merged where that is faster"
     else:
-        merging = f"at most {work.micro_batches_per_launch} micro-batches merged (the profile's)"
+        most = work.micro_batches_per_launch
+        merging = f"at most {most} micro-batches merged (micro_batches_per_launch: {most})"
     compiled = "torch.compile, whose gain is not counted" if work.compiled else "no torch.compile"
     recomputes = ["activations computed again, which is not counted: a third slower"] if work.recomputes else []
     return [graphs, merging, compiled, *recomputes]

@@ -37,7 +37,6 @@ from resnet_dist.planner.hardware import (
 from resnet_dist.planner.workload import Workload
 from resnet_dist.training.launches import cut, merged_on_gpu
 
-
 # ---- a launch: forward and backward pass of one or several merged micro-batches --------------------------------------
 
 

@@ -38,7 +38,7 @@ def test_eight_a100_as_text_and_as_json() -> None:
 def test_the_text_says_how_micro_batches_are_launched_and_what_is_assumed() -> None:
     words = ["--gpu", "h100", "--gpus", "2"]
     text = CliRunner().invoke(app, ["plan", RECIPE, "--replicas", "4", *words]).output
-    assert "1 a worker and step, of 4 micro-batches (128 images)" in text
+    assert "1 per worker and step, of 4 micro-batches (128 images): " in text
     assert "CUDA graphs; micro-batches merged where that is faster; no torch.compile" in text
     assert "not run on a GPU" in text
 
@@ -47,7 +47,7 @@ def test_a_profile_says_how_micro_batches_are_launched() -> None:
     profile = ["--on", str(ROOT / "cluster/profiles/node8.yaml"), "--gpu", "h100", "--gpus", "2"]
     merged = plan(*profile, "--profile-set", "micro_batches_per_launch=2")
     assert (merged["launches_per_step"], merged["micro_batches_per_launch"]) == (2, 2)
-    assert "at most 2 micro-batches merged (the profile's)" in merged["assumes"]
+    assert "at most 2 micro-batches merged (micro_batches_per_launch: 2)" in merged["assumes"]
     eager = plan(*profile, "--profile-set", "cuda_graphs=false")
     assert "no CUDA graphs (cuda_graphs: false)" in eager["assumes"]
     assert eager["images_per_s"] <= plan(*profile)["images_per_s"]
