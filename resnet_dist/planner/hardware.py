@@ -53,8 +53,6 @@ UPDATE_LAUNCHES = {"sgd": 60, "lamb": 200}
 
 BYTES_PER_ACTIVATION_KEPT = {"bf16": 5.5, "fp16": 5.5, "tf32": 11.0, "fp32": 11.0, "fp64": 22.0}
 """GPU memory per output number of a convolution: ResNet-152's published largest batches (V100 192, A100-40 224)."""
-MEMORY_SHARE = 0.8
-"""Share of a GPU's free memory that launches may take."""
 
 BACKWARD_SHARE = 2 / 3
 """The share of a step's GPU time: two matrix products for each one of the forward pass."""

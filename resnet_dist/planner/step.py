@@ -27,7 +27,6 @@ from resnet_dist.planner.hardware import (
     LAUNCH_S,
     LOADER_SHARPNESS,
     LOSS_KERNELS,
-    MEMORY_SHARE,
     SMALL_KERNEL_S,
     UPDATE_LAUNCHES,
     Gpu,
@@ -35,7 +34,7 @@ from resnet_dist.planner.hardware import (
     all_reduce,
 )
 from resnet_dist.planner.workload import Workload
-from resnet_dist.training.launches import cut, merged_on_gpu
+from resnet_dist.training.launches import MEMORY_SHARE, cut, merged_on_gpu
 
 # ---- a launch: forward and backward pass of one or several merged micro-batches --------------------------------------
 

@@ -29,7 +29,7 @@ CPU_MICRO_BATCH = 32
 """Micro-batches of this many images, or more, are not merged on a CPU: `resnet-dist bench step` shows no gain."""
 GPU_IMAGES = 512
 """Images of a launch on a GPU, at most: with more, ResNets gain nothing."""
-_MEMORY_SHARE = 0.8
+MEMORY_SHARE = 0.8
 """Of the GPU's free memory: the rest is for the optimizer's state, evaluation and fragments."""
 _WARM_UP_LAUNCHES, _TIMED_LAUNCHES = 3, 5
 
@@ -197,7 +197,7 @@ class Launches:
         self.rehearse(single)
         launch_bytes = torch.cuda.max_memory_allocated(device) - before
         unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-        free_bytes = int(_MEMORY_SHARE * (torch.cuda.mem_get_info(device)[0] + unused))
+        free_bytes = int(MEMORY_SHARE * (torch.cuda.mem_get_info(device)[0] + unused))
         most = merged_on_gpu(micro_batch_size, num_micro_batches, launch_bytes=launch_bytes, free_bytes=free_bytes)
         if most == 1 or compiled:
             return most
