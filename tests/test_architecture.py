@@ -279,6 +279,7 @@ WALLS = {
         "resnet_dist.storage",
         "resnet_dist.training",
         "resnet_dist.evaluation",
+        "resnet_dist.planner.step",
         "resnet_dist.weights",
         "resnet_dist.sweeps.ledger",
         "resnet_dist.launch.control",

@@ -25,13 +25,14 @@ from resnet_dist.bench.step import (
     Settings,
     advance,
     bare_loop,
-    host_s_per_layer,
+    host_s_per_kernel,
     random_batches,
     recipe,
 )
 from resnet_dist.errors import Fault
-from resnet_dist.models import build_model
 from resnet_dist.models.batch_norm import BatchNorm2d
+from resnet_dist.models.summary import summarise
+from resnet_dist.planner.step import train_kernels
 from resnet_dist.training.model import build_classifier, build_optimizer, set_backends
 
 _LEAST_OF_BARE = 0.90
@@ -245,23 +246,23 @@ def host_share(device: torch.device, small: bool) -> Result:
     """The host's time to start a step, from images so small that the device always waits for the host; against the
     time of a step of 32 images."""
     if device.type == "cpu":
-        layer_us = 1e6 * host_s_per_layer(1)
-        return Result({"layer_us": layer_us}, None, f"{layer_us:.0f} us of CPU time for one layer's part of a step")
+        kernel_us = 1e6 * host_s_per_kernel(1)
+        return Result({"kernel_us": kernel_us}, None, f"{kernel_us:.0f} us of CPU time for a kernel of a step")
     model, side = ("resnet20", 32) if small else ("resnet152", 224)
-    layers = sum(not list(module.children()) for module in build_model(model, 10).modules())
+    kernels = sum(train_kernels(summarise(model), half=True))
     notes: list[str] = []
-    measured: dict[str, Any] = {"layers": layers, "notes": notes}
+    measured: dict[str, Any] = {"kernels": kernels, "notes": notes}
     for name, job in {"eager": EAGER, "graph": {}}.items():
         for what, px, images in (("host_s", 32, 2), ("step_s", side, 32)):
             settings = Settings(model, px, images, 1, steps=10, rounds=4)
             measured[f"{name}_{what}"] = images / speed(device, settings, Arm(name, (), job=job), "bf16", {}, notes)
-    measured["layer_us"] = 1e6 * measured["eager_host_s"] / layers
+    measured["kernel_us"] = 1e6 * measured["eager_host_s"] / kernels
     line = "; ".join(
         f"{name} starts in {1e3 * measured[f'{name}_host_s']:.1f} ms, with 32 images of {side} px it takes "
         f"{1e3 * measured[f'{name}_step_s']:.1f} ms"
         for name in ("eager", "graph")
     )
-    return Result(measured, None, f"a step of {model}: {line}; {measured['layer_us']:.1f} us for each eager layer")
+    return Result(measured, None, f"a step of {model}: {line}; {measured['kernel_us']:.1f} us for each eager kernel")
 
 
 def optimizers(device: torch.device, small: bool) -> Result:
