@@ -38,7 +38,7 @@ from resnet_dist.training.checkpoint import (
     verify_checkpoint,
     write_checkpoint,
 )
-from resnet_dist.training.collectives import broadcast_file, broadcast_object, sum_over_workers
+from resnet_dist.training.collectives import broadcast_file, broadcast_object, share_state, sum_over_workers
 from resnet_dist.training.context import RunContext, TrainingJob
 from resnet_dist.training.state import TrainState, copy_to_cpu
 
@@ -126,6 +126,9 @@ class CheckpointManager:
         sum_over_workers(torch.zeros(1))  # a barrier: nobody looks before all have written
         with self._newest_of_rank_0() as found:
             if found is None:
+                # A seed gives the same weights on equal processors; on others the last bits may differ.
+                for net in {state.net, state.evaluated_net}:
+                    share_state(net)
                 return {}
             name, metadata, file = found
             where = f"{ctx.storage.location}/{name}"

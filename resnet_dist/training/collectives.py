@@ -65,22 +65,23 @@ def sum_over_workers(values: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def share_buffers(module: nn.Module) -> None:
-    """Gives every worker rank 0's buffers: batch norm's running statistics, which only rank 0 updates.
+def share_state(module: nn.Module, *, only_buffers: bool = False) -> None:
+    """Gives every worker rank 0's weights and buffers, or its buffers alone: batch norm's running statistics, which
+    only rank 0 updates.
 
     One message per dtype. Buffers that are not in the state dict are constants, or set in every step.
     """
     if _alone():
         return
-    saved = module.state_dict().keys()
+    weights = {name for name, _ in module.named_parameters()} if only_buffers else set()
     by_dtype: dict[torch.dtype, list[Tensor]] = {}
-    for name, buffer in module.named_buffers():
-        if name in saved:
-            by_dtype.setdefault(buffer.dtype, []).append(buffer)
-    for buffers in by_dtype.values():
-        flat = torch.cat([buffer.reshape(-1) for buffer in buffers])
-        parts = from_rank_0(flat).split([buffer.numel() for buffer in buffers])
-        torch._foreach_copy_(buffers, [part.view_as(buffer) for part, buffer in zip(parts, buffers, strict=True)])
+    for name, tensor in module.state_dict().items():
+        if name not in weights:
+            by_dtype.setdefault(tensor.dtype, []).append(tensor)
+    for tensors in by_dtype.values():
+        flat = torch.cat([tensor.reshape(-1) for tensor in tensors])
+        parts = from_rank_0(flat).split([tensor.numel() for tensor in tensors])
+        torch._foreach_copy_(tensors, [part.view(tensor.shape) for part, tensor in zip(parts, tensors, strict=True)])
 
 
 def broadcast_object(value: T) -> T:

@@ -13,7 +13,7 @@ from resnet_dist.data.batch import Batch
 from resnet_dist.data.order import micro_batch_share
 from resnet_dist.tracking.tracker import CONFUSION, Tracker
 from resnet_dist.training.checkpoint_manager import CheckpointManager
-from resnet_dist.training.collectives import Requests, Vote, share_buffers
+from resnet_dist.training.collectives import Requests, Vote, share_state
 from resnet_dist.training.context import RunContext, TrainingJob, TrainingOutcome, WorkerResult
 from resnet_dist.training.curves import CurvePoint, MetricAccumulator, Stragglers
 from resnet_dist.training.device import DeviceUse
@@ -259,7 +259,7 @@ class Trainer:
         """Evaluates the net; if logits or loss are not finite, the evaluation counts as not done."""
         state, recipe, ctx = self.state, self.recipe, self.ctx
         is_last = state.step == self.plan.last_step
-        share_buffers(state.evaluated_net)  # only rank 0 updates batch norm's running statistics
+        share_state(state.evaluated_net, only_buffers=True)  # only rank 0 updates batch norm's running statistics
         if is_last and recipe.train.bn_statistics_steps:
             # Over images of the epoch after the last one, augmented but not mixed
             steps = steps_from(self.train, recipe, ctx, recipe.train.total_epochs, 0)

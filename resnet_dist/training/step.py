@@ -83,7 +83,7 @@ class TrainStep:
             self.reduction.start_launch(is_last=number == len(batches) - 1)
             metrics.add(batch.micro_batches, self.launches(batch), batch.num_replaced)
             # Only micro-batch 0 moves batch norm's running statistics: then they do not depend on the number of
-            # workers. Rank 0 always has it; other ranks get them before an evaluation (`share_buffers`).
+            # workers. Rank 0 always has it; other ranks get them before an evaluation (`share_state`).
             if has_first and number == 0:
                 self.statistics.count()
                 if len(batches) > 1:
