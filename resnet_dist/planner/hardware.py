@@ -33,14 +33,14 @@ FP32 = Roofline(efficiency=1.0473, bytes_per_activation=64.14)
 
 KERNEL_S = 14e-6
 """GPU time of a kernel over activations beyond what grows with the number of images: its start, its end, and that a
-small one does not fill the GPU. Fitted on one row for each of six GPUs (`published.BATCHES`), each of which alone would
-give 5 to 27 us."""
+small one does not fill the GPU. Fitted on one row of each of six measurements on five GPUs (`published.BATCHES`); each
+alone would give 5 to 27 us."""
 SMALL_KERNEL_S = 1.3e-6
 """GPU time of a kernel that has almost nothing to do, in a CUDA graph: 1.1 to 1.3 us (pytorch issue 161104)."""
 LAUNCH_S = 14.6e-6
 """The host's time to start a kernel from Python, backward pass included. Fitted on PyTorch's own benchmark: ResNet-50
 with 1 and 2 images takes 30 ms for 2,075 kernels without a graph. An old host takes 45 us a kernel (SAM 2, issue 768,
-Xeon E5-2630 v4); the one here 11, its own arithmetic included (bench/results/host_cpu2)."""
+Xeon E5-2630 v4); the one here 12, its own arithmetic included (bench/results/host_cpu2)."""
 
 LOSS_KERNELS = 35
 """Kernels of a launch outside of the net: normalising the images, loss, metrics."""
@@ -49,7 +49,8 @@ KERNELS_PER_RANDOM_LAYER = 24
 GRAPH_LAUNCHES = 6
 """Launches by the host for one CUDA graph: copies of its inputs, the graph itself, a copy of its output."""
 UPDATE_LAUNCHES = {"sgd": 60, "lamb": 200}
-"""Launches by the host in a step besides the forward and backward passes: optimizer, metrics, running statistics."""
+"""Launches by the host in a step besides the forward and backward passes: optimizer, all-reduces, running statistics,
+metrics. Estimated."""
 
 BYTES_PER_ACTIVATION_KEPT = {"bf16": 5.5, "fp16": 5.5, "tf32": 11.0, "fp32": 11.0, "fp64": 22.0}
 """GPU memory per output number of a convolution: ResNet-152's published largest batches (V100 192, A100-40 224)."""
