@@ -1,7 +1,6 @@
-"""Collectives besides the gradient's: sums, what rank 0 gives to all, the vote on stopping and saving.
+"""Collectives besides the gradient's: sums, what rank 0 sends to all, the vote on stopping and saving.
 
-On CPUs they run over gloo. On GPUs they run over NCCL, in the device's memory: the workers need no connections besides
-NCCL's own rings and trees, where gloo by default connects every worker with every other one.
+Over gloo on CPUs; over NCCL on GPUs, in their memory, so that no connections between CPUs are needed.
 """
 
 from __future__ import annotations
@@ -10,6 +9,7 @@ import mmap
 import os
 import resource
 from collections.abc import Sequence
+from contextlib import suppress
 from datetime import timedelta
 from typing import BinaryIO, NamedTuple, TypeVar, cast
 
@@ -34,13 +34,14 @@ def prepare_connections(rank: int, world_size: int) -> str:
 
     gloo connects all pairs of workers when a group is made: 1,000 workers would have 999 connections each. Above
     `MOST_IN_A_MESH` workers it connects two of them when they first exchange something: its rings and trees need some
-    2 log2(N) a worker. Below, a mesh costs nothing, and shows at once that a worker is gone.
+    2 log2(N) connections a worker. Below, a mesh costs nothing, and shows at once that a worker is gone.
     """
     if world_size > MOST_IN_A_MESH:
         os.environ.setdefault("TORCH_GLOO_LAZY_INIT", "1")
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != hard:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+        with suppress(ValueError):  # macOS has no hard limit, and then refuses
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     # Every worker is connected with the group's store, which is in rank 0's process.
     needed = world_size + _OTHER_FILES if rank == 0 else 0
     if resource.RLIM_INFINITY != hard < needed:
