@@ -538,7 +538,8 @@ ScheduleConfig = Annotated[
 
 class EvalConfig(Section):
     batch_size: PositiveInt
-    """Images per forward pass. It fixes the batches, so the loss does not depend on the worker count."""
+    """Images per forward pass; on a GPU the largest multiple of it up to 256. It fixes the batches, so the loss does
+    not depend on the worker count."""
     every_epochs: PositiveInt = 1
     """Evaluate after every this many epochs, and always after the last step."""
 

@@ -139,6 +139,19 @@ def sample_of(ids: NDArray[np.int64], num_samples: int) -> NDArray[np.int64]:
     return ids % num_samples
 
 
+_GPU_EVAL_IMAGES = 256
+
+
+def eval_batch_size(batch_size: int, device_type: str) -> int:
+    """How many images are evaluated together: on a GPU, which small batches do not fill, a multiple of the recipe's
+    `eval.batch_size`. Fixed by the recipe and the kind of device, so the bits do not depend on the number of workers.
+
+    >>> eval_batch_size(100, "cuda")
+    200
+    """
+    return batch_size if device_type == "cpu" else batch_size * max(1, _GPU_EVAL_IMAGES // batch_size)
+
+
 def eval_batches(num_samples: int, batch_size: int, rank: int, world_size: int) -> range:
     """Numbers k of the fixed evaluation batches [k * size, min((k + 1) * size, num_samples)) that `rank` evaluates.
 

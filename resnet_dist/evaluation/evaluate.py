@@ -41,6 +41,7 @@ from resnet_dist.data.checks import (
 )
 from resnet_dist.data.decoder import eval_images
 from resnet_dist.data.loader import BetonLoader
+from resnet_dist.data.order import eval_batch_size
 from resnet_dist.errors import Fault, UserError
 from resnet_dist.evaluation.protocols import (
     AveragedClassifier,
@@ -219,7 +220,7 @@ def _evaluate_share(job: EvaluationJob, rank: int, world_size: int) -> tuple[Eva
             model.to(device),
             batches,
             num_samples=manifest.num_samples,
-            batch_size=first.eval.batch_size,
+            batch_size=eval_batch_size(first.eval.batch_size, device.type),
             rank=rank,
             world_size=world_size,
             device=device,
@@ -237,14 +238,15 @@ Batches = Callable[[NDArray[np.int64]], Iterable[Labelled]]
 
 def open_protocol(job: EvaluationJob, device: torch.device, stack: ExitStack) -> tuple[nn.Module, Batches, Precision]:
     """The model and its batches. One model on one crop is what training evaluates, bit for bit."""
-    members = [_member(model, job.protocol) for model in job.models]
+    members = [_member(model, job.protocol, device) for model in job.models]
     first = job.models[0].recipe
+    batch_size = eval_batch_size(first.eval.batch_size, device.type)
     views = list(dict.fromkeys(view for member in members for view in member.views))
     if len(views) > 1 or views[0].place != "centre":
         loader = ViewLoader(
             job.beton,
             views,
-            batch_size=first.eval.batch_size,
+            batch_size=batch_size,
             num_threads=job.num_threads,
             device=device,
         )
@@ -254,7 +256,7 @@ def open_protocol(job: EvaluationJob, device: torch.device, stack: ExitStack) ->
     crops = BetonLoader(
         job.beton,
         eval_images(first, crop),
-        batch_size=first.eval.batch_size,
+        batch_size=batch_size,
         num_threads=job.num_threads,
         device=device,
     )
@@ -265,14 +267,14 @@ def open_protocol(job: EvaluationJob, device: torch.device, stack: ExitStack) ->
     return averaged, partial(_as_views, crops, views[0]), Precision("fp32")
 
 
-def _member(model: TrainedModel, protocol: Protocol) -> EnsembleMember:
+def _member(model: TrainedModel, protocol: Protocol, device: torch.device) -> EnsembleMember:
     recipe = model.recipe
     return EnsembleMember(
         model.classifier,
         protocol.views(recipe.data.eval),
         protocol.flips,
         Precision(recipe.train.precision),
-        max_pixels=recipe.eval.batch_size * recipe.data.eval.size**2,
+        max_pixels=eval_batch_size(recipe.eval.batch_size, device.type) * recipe.data.eval.size**2,
     )
 
 

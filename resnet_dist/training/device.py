@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 
 import torch
@@ -118,7 +119,8 @@ class DeviceUse:
 
 
 def peak_flops(device_name: str, precision: str) -> float | None:
-    """Dense FLOP/s of one device for matrix products in `precision`; None if they are not in the table.
+    """Dense FLOP/s of one device for matrix products in `precision`; None if they are not in the table. A MIG slice has
+    its share of the whole GPU's.
 
     >>> peak_flops("NVIDIA A100-SXM4-40GB", "bf16")
     312000000000000.0
@@ -128,8 +130,15 @@ def peak_flops(device_name: str, precision: str) -> float | None:
     for name, *tera_flops in PEAKS:
         if set(name.split()) <= words:
             peak = dict(zip(_PRECISIONS, tera_flops, strict=True)).get(precision)
-            return None if peak is None else peak * 1e12
+            return None if peak is None else peak * 1e12 * _mig_share(device_name, 4 if name == "a30" else 7)
     return None
+
+
+def _mig_share(device_name: str, num_slices: int) -> float:
+    """Of a GPU's multiprocessors, by the name of its MIG slice: "... MIG 3g.40gb", or "... MIG 1c.3g.40gb" for one of
+    that slice's compute instances. 1 for a whole GPU. `num_slices`: of the whole GPU (NVIDIA MIG user guide)."""
+    found = re.search(r"\bMIG (?:(\d)c\.)?(\d)g\.", device_name)
+    return 1.0 if found is None else int(found[1] or found[2]) / num_slices
 
 
 def model_flops_utilisation(images_per_s: float, macs_per_image: int, flops: float) -> float:

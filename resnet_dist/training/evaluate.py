@@ -27,6 +27,8 @@ NUM_BINS = 15
 """Confidence bins of the calibration."""
 _COUNTS = 6
 """Columns of a batch besides its calibration."""
+_BATCHES_PER_WAIT = 16
+"""The host waits for the device once in so many batches: more would fill the device's memory with images."""
 _MAX_TABLE_NUMBERS = 16 << 20
 """Float64 numbers of batch norm's statistics that the workers sum at a time: 128 MB."""
 
@@ -130,17 +132,24 @@ def evaluate(
     mine = eval_batches(num_samples, batch_size, rank, world_size)
     columns = _COUNTS + (3 * NUM_BINS if confusion_classes else 0)
     table = torch.zeros((-(-num_samples // batch_size), columns), dtype=torch.float64)
-    pairs: list[Tensor] = []  # per batch: true class * number of classes + predicted class
+    rows: list[Tensor] = []
+    judged: list[Tensor] = []
     ids = np.arange(mine.start * batch_size, min(mine.stop * batch_size, num_samples), dtype=np.int64)
     with _in_eval_mode(model):
-        for row, batch in zip(mine, batches(ids), strict=True):
+        for _, batch in zip(mine, batches(ids), strict=True):
             with precision.autocast(device):
                 logits = model(batch.images)
-            table[row, :_COUNTS] = _row(logits, batch.labels).cpu()
+            rows.append(_row(logits, batch.labels))
             if confusion_classes:
-                table[row, _COUNTS:] = calibration_row(logits, batch.labels).cpu()
-                pair = batch.labels * confusion_classes + logits.argmax(dim=1)
-                pairs.append(pair[logits.isfinite().all(dim=1)].cpu())
+                judged.append(judge(logits, batch.labels))
+            if device.type == "cuda" and len(rows) % _BATCHES_PER_WAIT == 0:
+                torch.cuda.synchronize(device)
+    # To the host once: until here all results stay on the device.
+    if rows:
+        table[mine.start : mine.stop, :_COUNTS] = torch.stack(rows).cpu()
+    judged = [samples.cpu() for samples in judged]
+    for row, samples in zip(mine if judged else (), judged, strict=True):
+        table[row, _COUNTS:] = calibration_row(samples)
     by_batch = sum_over_workers(table)
     total = by_batch.sum(dim=0)
     if int(total[0]) != num_samples:
@@ -153,14 +162,15 @@ def evaluate(
         loss_sum=float(total[3]),
         num_not_finite=int(total[4]),
         first_not_finite=first,
-        confusion=_confusion(pairs, confusion_classes) if confusion_classes else None,
+        confusion=_confusion(judged, confusion_classes) if confusion_classes else None,
         calibration=calibration_of(total[_COUNTS:]) if confusion_classes else None,
     )
 
 
-def _confusion(pairs: list[Tensor], num_classes: int) -> NDArray[np.int64]:
-    mine = torch.cat(pairs) if pairs else torch.zeros(0, dtype=torch.int64)
-    counts = sum_over_workers(torch.bincount(mine, minlength=num_classes**2))
+def _confusion(judged: list[Tensor], num_classes: int) -> NDArray[np.int64]:
+    true, predicted, _, _, finite = torch.cat([torch.zeros((0, 5), dtype=torch.float64), *judged]).unbind(dim=1)
+    pairs = (true * num_classes + predicted).long()[finite > 0]
+    counts = sum_over_workers(torch.bincount(pairs, minlength=num_classes**2))
     matrix: NDArray[np.int64] = counts.reshape(num_classes, num_classes).numpy()
     return matrix
 
@@ -199,16 +209,23 @@ def _in_eval_mode(model: nn.Module) -> Iterator[None]:
         torch.backends.cudnn.benchmark = was_timing
 
 
-def calibration_row(logits: Tensor, labels: Tensor) -> Tensor:
-    """One batch: float64 [3 * NUM_BINS], (samples, sum of confidences, right) of every bin. `logits` [N, C]."""
-    finite = logits.isfinite().all(dim=1)  # all other samples are wrong, with confidence 0
+def judge(logits: Tensor, labels: Tensor) -> Tensor:
+    """(true class, predicted class, confidence, whether right, whether finite) of a batch's samples, float64 [N, 5].
+    `logits` [N, C]. A sample with a NaN or infinite logit is wrong, with confidence 0."""
+    finite = logits.isfinite().all(dim=1)
     confidence, predicted = logits.double().where(finite[:, None], 0.0).softmax(dim=1).max(dim=1)
-    confidence = confidence.where(finite, 0.0)
+    right = (predicted == labels) & finite
+    columns = [labels, logits.argmax(dim=1), confidence.where(finite, 0.0), right, finite]
+    return torch.stack([column.double() for column in columns], dim=1)
+
+
+def calibration_row(judged: Tensor) -> Tensor:
+    """From what `judge` gives of one batch, on the host, because on CUDA the sums would have no fixed order: float64
+    [3 * NUM_BINS], (samples, sum of confidences, right) of every bin."""
+    confidence, right = judged[:, 2], judged[:, 3]
     bins = (torch.ceil(confidence * NUM_BINS) - 1).clamp(0, NUM_BINS - 1).long()
-    columns = torch.stack([torch.ones_like(confidence), confidence, ((predicted == labels) & finite).double()], dim=1)
-    return (
-        torch.zeros((NUM_BINS, 3), dtype=torch.float64, device=logits.device).index_add_(0, bins, columns).reshape(-1)
-    )
+    columns = torch.stack([torch.ones_like(confidence), confidence, right], dim=1)
+    return torch.zeros((NUM_BINS, 3), dtype=torch.float64).index_add_(0, bins, columns).reshape(-1)
 
 
 def calibration_of(total: Tensor) -> Calibration:

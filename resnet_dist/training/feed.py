@@ -15,7 +15,7 @@ from resnet_dist.config.recipe import Recipe, steps_per_epoch, train_size
 from resnet_dist.data.batch import Batch
 from resnet_dist.data.decoder import eval_images, train_images
 from resnet_dist.data.loader import BetonLoader
-from resnet_dist.data.order import PageShuffle, micro_batch_share, train_order
+from resnet_dist.data.order import PageShuffle, eval_batch_size, micro_batch_share, train_order
 from resnet_dist.training.context import RunContext, TrainingJob
 from resnet_dist.training.launches import launch_numbers
 
@@ -60,7 +60,7 @@ def open_data(job: TrainingJob, device: torch.device, stack: ExitStack) -> tuple
     val = BetonLoader(
         job.val_beton,
         eval_images(recipe),
-        batch_size=recipe.eval.batch_size,
+        batch_size=eval_batch_size(recipe.eval.batch_size, device.type),
         num_threads=job.loader_threads,
         device=device,
     )

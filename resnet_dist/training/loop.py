@@ -10,7 +10,7 @@ from itertools import islice
 
 from resnet_dist.config.recipe import train_size
 from resnet_dist.data.batch import Batch
-from resnet_dist.data.order import micro_batch_share
+from resnet_dist.data.order import eval_batch_size, micro_batch_share
 from resnet_dist.tracking.tracker import CONFUSION, Tracker
 from resnet_dist.training.checkpoint_manager import CheckpointManager
 from resnet_dist.training.collectives import Requests, Vote, share_state
@@ -275,7 +275,7 @@ class Trainer:
             self.evaluated,
             partial(batches_of, self.val, ctx, 0),
             num_samples=self.val.num_samples,
-            batch_size=recipe.eval.batch_size,
+            batch_size=eval_batch_size(recipe.eval.batch_size, ctx.device.type),
             rank=ctx.rank,
             world_size=ctx.world_size,
             device=ctx.device,

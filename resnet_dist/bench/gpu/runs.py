@@ -24,6 +24,7 @@ from resnet_dist.bench.gpu.synthetic import (
     write_synthetic_beton,
 )
 from resnet_dist.bench.step import Settings, advance, bare_loop, random_batches, recipe
+from resnet_dist.data.order import eval_batch_size
 from resnet_dist.evaluation.evaluate import EvaluationJob, open_protocol
 from resnet_dist.evaluation.protocols import Protocol, make_fully_convolutional
 from resnet_dist.training.device import peak_flops
@@ -137,7 +138,7 @@ def multi_scale(
                     classifier.to(where),
                     batches,
                     num_samples=2 * trained.recipe.eval.batch_size + 1,
-                    batch_size=trained.recipe.eval.batch_size,
+                    batch_size=eval_batch_size(trained.recipe.eval.batch_size, where.type),
                     rank=0,
                     world_size=1,
                     device=where,

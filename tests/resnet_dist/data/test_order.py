@@ -169,4 +169,4 @@ def test_a_number_of_repeats_that_does_not_divide_the_batch() -> None:
 
 def test_the_example_in_the_docstring_is_right() -> None:
     found = doctest.testmod(order_module)
-    assert (found.attempted, found.failed) == (5, 0)
+    assert (found.attempted, found.failed) == (6, 0)

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from resnet_dist.evaluation.report import as_csv, as_json, class_lines, draw_calibration, draw_classes
-from resnet_dist.training.evaluate import Calibration, calibration_of, calibration_row
+from resnet_dist.training.evaluate import Calibration, calibration_of, calibration_row, judge
 
 CONFUSION = np.array([[3, 1, 0], [0, 0, 0], [2, 0, 2]])
 COUNTS = (4, 0, 4)
@@ -21,7 +21,7 @@ NAMES = ("cat, tabby", "dog", "owl")
 
 
 def calibration(probabilities: list[list[float]], labels: list[int]) -> Calibration:
-    return calibration_of(calibration_row(torch.tensor(probabilities).log(), torch.tensor(labels)))
+    return calibration_of(calibration_row(judge(torch.tensor(probabilities).log(), torch.tensor(labels))))
 
 
 def test_expected_calibration_error_by_hand() -> None:

@@ -28,6 +28,10 @@ def test_a_cpu_has_none() -> None:
         ("NVIDIA H100 NVL", "fp16", 835.5),
         ("Tesla V100-PCIE-32GB", "fp16", 112),
         ("NVIDIA GB200", "bf16", 2500),
+        ("NVIDIA H100 80GB HBM3 MIG 7g.80gb", "bf16", 989.5),
+        ("NVIDIA H100 80GB HBM3 MIG 3g.40gb", "bf16", 989.5 * 3 / 7),
+        ("NVIDIA A100-SXM4-40GB MIG 1c.3g.20gb", "fp32", 19.5 / 7),
+        ("NVIDIA A30 MIG 1g.6gb", "bf16", 165 / 4),
         ("NVIDIA A10G", "bf16", None),  # not an A10
         ("NVIDIA L40", "bf16", None),  # not an L4
         ("Tesla V100-SXM2-16GB", "bf16", None),  # has no units for it
