@@ -202,9 +202,9 @@ class InMemory:
             merged = list(islice(batches, size // micro_batch_size))
             images, labels = torch.cat([b.images for b in merged]), torch.cat([b.labels for b in merged])
             drawn = torch.from_numpy(numbers(index) if numbers else np.zeros(0, np.int64))
-            if images.is_cuda:  # from pinned memory the host need not wait for the copy
+            if images.is_cuda and len(drawn):  # from pinned memory the host need not wait for the copy
                 drawn = drawn.pin_memory().to(images.device, non_blocking=True)
-            yield Batch(images, labels, np.arange(size), numbers=drawn)
+            yield Batch(images, labels, np.arange(size), numbers=drawn.to(images.device))
 
 
 def random_batches(settings: Settings, device: torch.device = _CPU, seed: int = 0) -> list[Batch]:
@@ -304,7 +304,7 @@ def captured(gradients: Callable[[], Tensor], model: nn.Module) -> Callable[[], 
     torch.cuda.current_stream().wait_stream(side)
     model.zero_grad(set_to_none=False)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    with torch.cuda.graph(graph, capture_error_mode="thread_local"):
         loss = gradients()
 
     def replay() -> Tensor:

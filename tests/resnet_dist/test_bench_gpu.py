@@ -8,18 +8,24 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
 
 from resnet_dist.bench.gpu import runner
 from resnet_dist.bench.gpu.__main__ import main
 from resnet_dist.bench.gpu.profiled import hidden_share, merged
 from resnet_dist.bench.gpu.result import Result, Skipped, largest
-from resnet_dist.bench.gpu.runner import CHECKS, Check, Outcome, run_all, run_apart, run_here
+from resnet_dist.bench.gpu.runner import CHECKS, Check, Outcome, run_all, run_apart, run_here, select
+from resnet_dist.data.batch import HostBuffers
+from resnet_dist.models.batch_norm import BatchNorm2d
+from resnet_dist.models.classifier import ImageClassifier
+from resnet_dist.training import step
 
 CHECK = Check("2", "loader", "data")
 
@@ -48,6 +54,64 @@ def test_every_check_that_means_something_on_a_cpu_passes_there(
     # A line for each as it ends, and the table that the file has
     assert all(f" {name} " in printed.partition("\n\n")[0] for name in status)
     assert (tmp_path / "reports" / "cpu.md").read_text() in printed
+
+
+def no_groups(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(BatchNorm2d, "forward", nn.BatchNorm2d.forward)
+
+
+def one_buffer(monkeypatch: pytest.MonkeyPatch) -> None:
+    kept: dict[tuple[HostBuffers, int], Tensor] = {}
+    take = HostBuffers.take
+    monkeypatch.setattr(HostBuffers, "take", lambda self, n: kept.setdefault((self, n), take(self, n)))
+
+
+def lost_momentum(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.optim.SGD, "load_state_dict", lambda self, state: None)
+
+
+def counted_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    all_reduce = torch.distributed.all_reduce
+    monkeypatch.setattr(torch.distributed, "all_reduce", lambda t, **options: all_reduce(t.mul_(2), **options))
+
+
+def smoothed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(step, "training_loss", lambda logits, targets, train: cross_entropy(logits, targets) * 1.001)
+
+
+def nchw(monkeypatch: pytest.MonkeyPatch) -> None:
+    build = ImageClassifier.__init__
+    monkeypatch.setattr(
+        ImageClassifier, "__init__", lambda self, *a, **o: build(self, *a, **o | {"channels_last": False})
+    )
+
+
+def not_finite(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(step, "training_loss", lambda logits, targets, train: logits.sum() * math.nan)
+
+
+@pytest.mark.parametrize(
+    ("name", "breaks"),
+    [
+        ("loader", one_buffer),
+        ("layout", nchw),
+        ("numbers", smoothed),
+        ("numbers", not_finite),
+        ("merged", no_groups),
+        ("merged", not_finite),
+        ("resume", lost_momentum),
+        ("reduction", counted_twice),
+        ("agreement", counted_twice),
+    ],
+)
+def test_a_check_fails_when_what_it_proves_is_broken(
+    name: str, breaks: Callable[[pytest.MonkeyPatch], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    breaks(monkeypatch)
+    (check,) = select([name], on_cpu=True)
+    outcome = run_here(check, torch.device("cpu"), True)
+    assert outcome.status == "FAIL"
+    assert "traceback" not in outcome.measured, outcome.measured["traceback"]
 
 
 BLOCKED = """
