@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from resnet_dist.data import loader as loader_module
 from resnet_dist.data.batch import Batch, CudaBuffers, ReceiveBatch
+from resnet_dist.data.loader import BetonLoader
+
+OpenLoader = Callable[..., BetonLoader]
 
 DEVICE = torch.device("meta")  # stands for the GPU: torch would look for a real one
 SIZES = [6, 2, 5]
@@ -26,11 +34,13 @@ class LateStream:
     def __init__(self) -> None:
         self.work: list[Callable[[], object]] = []
         self.num_done = 0
+        self._lock = threading.Lock()
 
     def finish(self, end: int) -> None:
-        while self.num_done < end:
-            self.work[self.num_done]()
-            self.num_done += 1
+        with self._lock:
+            while self.num_done < end:
+                self.work[self.num_done]()
+                self.num_done += 1
 
 
 class LateCuda(TorchDispatchMode):
@@ -87,6 +97,19 @@ def cuda(monkeypatch: pytest.MonkeyPatch) -> Iterator[LateCuda]:
         yield late
 
 
+class BuffersOnLateCuda(CudaBuffers):
+    """For the loader's thread: torch's modes are each thread's own."""
+
+    def __init__(self, cuda: LateCuda, size: int, batch_size: int) -> None:
+        with cuda:
+            super().__init__(size, DEVICE, batch_size)
+        self._cuda = cuda
+
+    def send(self, batch: Batch) -> ReceiveBatch:
+        with self._cuda:
+            return super().send(batch)
+
+
 def content(k: int) -> tuple[Tensor, Tensor, Tensor]:
     """Images, labels and numbers of batch `k`: unlike those of any other, and as many numbers as no other has."""
     generator = torch.Generator().manual_seed(k)
@@ -133,3 +156,31 @@ def test_sending_does_not_wait(cuda: LateCuda) -> None:
         assert cuda.stream.num_done == 2 * max(0, k - 1)
         buffers.send(Batch(images, torch.zeros(2, dtype=torch.int64), np.zeros(2, np.int64)))
         assert cuda.stream.num_done == done_before + (2 if k > 1 else 0)
+
+
+@pytest.mark.parametrize("consumer_s", [0.0, 0.03])
+def test_a_loader_with_pinned_buffers_gives_the_batches_of_one_without(
+    consumer_s: float, cuda: LateCuda, photo_beton: Path, open_loader: OpenLoader, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whichever of loader and consumer is slower; every buffer is used 20 times, and another epoch was left early."""
+
+    def numbers(k: int) -> NDArray[np.int64]:
+        return np.arange(k, k + k % 7)
+
+    ids, loader = np.tile(np.arange(40), 4), open_loader(photo_beton)
+    plain = list(loader.epoch(1, ids, sizes=[3, 8, 1], numbers=numbers))
+    monkeypatch.setattr(
+        loader_module, "batch_buffers", lambda size, _, batch_size: BuffersOnLateCuda(cuda, size, batch_size)
+    )
+    with closing(loader.epoch(0, ids, sizes=[5])) as left:
+        next(left)
+    kept = []
+    for batch in loader.epoch(1, ids, sizes=[3, 8, 1], numbers=numbers):
+        kept.append(batch)
+        time.sleep(consumer_s)
+    assert len(kept) == len(plain) > 40
+    for ours, theirs in zip(kept, plain, strict=True):
+        assert torch.equal(ours.images, theirs.images)
+        assert torch.equal(ours.labels, theirs.labels)
+        assert torch.equal(ours.numbers, theirs.numbers)
+        assert np.array_equal(ours.sample_ids, theirs.sample_ids)
