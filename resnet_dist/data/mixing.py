@@ -116,7 +116,7 @@ def mix(numbers: Tensor, images: Tensor, targets: Tensor, k: int) -> tuple[Tenso
     row = torch.arange(size, device=images.device)[:, None]
     column = torch.arange(size * channels, device=images.device)
     outside = ((row < top) | (row >= bottom)) | ((column < left * channels) | (column >= right * channels))
-    # [k, 1, size, size * channels]. Not by torch.where, which copies a scalar from the host and waits for that.
+    # [k, 1, size, size * channels]
     pixel_share = box_share.view(k, 1, 1, 1).masked_fill(outside, 1.0)
 
     def mixed(own: Tensor, other: Tensor, share: Tensor) -> Tensor:

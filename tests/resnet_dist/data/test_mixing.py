@@ -137,6 +137,5 @@ def test_on_a_gpu_mixing_never_waits_and_uses_no_memory_of_the_host(dtype: torch
             mixed, soft = mix(numbers, images, targets, 3)
     assert (mixed.shape, mixed.dtype, soft.shape, soft.dtype) == (images.shape, dtype, targets.shape, dtype)
     assert operations.devices == {"cuda"}
-    waiting = {"_local_scalar_dense", "nonzero", "scalar_tensor", "where", "copy_"}
-    assert not waiting & set(operations.names)
+    assert not {"_local_scalar_dense", "nonzero"} & set(operations.names)
     assert len(operations.names) < 30, operations.names
