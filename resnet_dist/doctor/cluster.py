@@ -253,9 +253,15 @@ def _checks(profile: Profile, storage: RunStorage, token: str) -> Iterator[Check
 
 
 def _measure_gpus(
-    answers: Sequence[Answer], examiners: Mapping[str, Any], profile: Profile, storage: RunStorage, token: str
+    answers: Sequence[Answer],
+    examiners: Mapping[str, Any],
+    profile: Profile,
+    storage: RunStorage,
+    token: str,
+    backend: str = "nccl",
 ) -> Iterator[Check]:
-    """NCCL within each node, then between all of them, with one process on every GPU that is free."""
+    """NCCL within each node, then between all of them, with one process on every GPU that is free. `backend`: tests
+    measure gloo instead."""
     peers = {
         answer.node.node_id: [_examiner(answer.node, profile, storage, token) for _ in range(int(answer.node.gpus) - 1)]
         for answer in answers
@@ -274,14 +280,14 @@ def _measure_gpus(
     for answer in answers:
         group = groups[answer.node.node_id]
         if len(group) > 1 and answer.facts:
-            measured = _measure(group, answer.node, "nccl")
+            measured = _measure(group, answer.node, backend)
             if isinstance(measured, str):
                 yield Check(answer.node.address, "bad", f"NCCL: the node's GPUs cannot talk ({measured})")
                 continue
             for state, what in check_local_speed(measured, answer.facts.gpus.gpus):
                 yield Check(answer.node.address, state, what)
     if len(answers) > 1:
-        measured = _measure([process for group in groups.values() for process in group], answers[0].node, "nccl")
+        measured = _measure([process for group in groups.values() for process in group], answers[0].node, backend)
         if isinstance(measured, str):
             yield Check("cluster", "bad", f"NCCL: the nodes cannot talk ({measured}); {_NAME_THE_NETWORK}")
             return

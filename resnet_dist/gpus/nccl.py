@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -48,13 +49,22 @@ def log_settings(environment: Mapping[str, str]) -> dict[str, str]:
 
 def read_log(environment: Mapping[str, str]) -> str:
     """What NCCL has written so far; "" if `log_settings` are not set."""
-    file = Path(environment.get("NCCL_DEBUG_FILE", ""))
-    if not file.parent.name.startswith(_LOG_FOLDER):
-        return ""
+    file = _own_log(environment)
     try:
-        return file.read_text(errors="replace")
+        return file.read_text(errors="replace") if file else ""
     except OSError:
         return ""
+
+
+def remove_log(environment: Mapping[str, str]) -> None:
+    """The file of `log_settings`, if there is one. NCCL goes on writing to it, unseen."""
+    if file := _own_log(environment):
+        shutil.rmtree(file.parent, ignore_errors=True)
+
+
+def _own_log(environment: Mapping[str, str]) -> Path | None:
+    file = Path(environment.get("NCCL_DEBUG_FILE", ""))
+    return file if file.parent.name.startswith(_LOG_FOLDER) else None
 
 
 # --- pure -------------------------------------------------------------------------------------------------------------

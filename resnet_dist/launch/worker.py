@@ -129,7 +129,7 @@ class RayContext(RunContext):
             self._setup.control.progressed.remote(step, dict(metrics))
         if metrics and self._reports_transports:  # with the first point of the curves NCCL has connected
             self._reports_transports = False
-            self._report_transports()
+            report_transports(self._setup.control, os.environ, between_nodes=self._has_other_nodes)
         if self._monitor is not None:
             self._monitor.observe(step)
 
@@ -151,12 +151,7 @@ class RayContext(RunContext):
         self._watchdog.close()
         if self._monitor is not None:
             self._monitor.close()
-
-    def _report_transports(self) -> None:
-        found = nccl.parse_log(nccl.read_log(os.environ))
-        if line := nccl.describe(found, between_nodes=self._has_other_nodes):
-            control = self._setup.control
-            (control.warn if self._has_other_nodes and found.is_tcp else control.log).remote(line)
+        nccl.remove_log(os.environ)
 
     def _persist_points(self) -> None:
         """Makes the metrics before a checkpoint durable first: a run that resumes from it does not log them again."""
@@ -212,6 +207,13 @@ def prepare_worker(gpus_per_worker: int) -> str:
             os.environ.setdefault("NCCL_DEBUG", "WARN")
         problem = problem or gpu_problem()
     return problem and f"node {ray.util.get_node_ip_address()}: {problem}"
+
+
+def report_transports(control: Any, environment: Mapping[str, str], *, between_nodes: bool) -> None:
+    """Logs which transports NCCL chose, in one line; TCP between nodes is a warning."""
+    found = nccl.parse_log(nccl.read_log(environment))
+    if line := nccl.describe(found, between_nodes=between_nodes):
+        (control.warn if between_nodes and found.is_tcp else control.log).remote(line)
 
 
 def worker_main(config: Mapping[str, WorkerSetup]) -> WorkerResult | str:

@@ -4,12 +4,11 @@ with other hosts and addresses; those of 2.30 that of NCCL's source.
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
 import pytest
 
-from resnet_dist.gpus.nccl import describe, log_settings, parse_log, read_log, warnings_in
+from resnet_dist.gpus.nccl import describe, log_settings, parse_log, read_log, remove_log, warnings_in
 
 SOCKETS_2_4 = """\
 NCCL version 2.4.7+cuda9.2
@@ -145,7 +144,9 @@ def test_the_log_is_a_file_of_the_process_unless_the_user_decided_otherwise() ->
     assert read_log(settings) == ""  # NCCL has not started
     file.write_text(SOCKETS_2_18)
     assert read_log(settings) == SOCKETS_2_18
-    shutil.rmtree(file.parent)
+    remove_log(settings)
+    assert not file.parent.exists()
+    remove_log({"NCCL_DEBUG_FILE": __file__})
     assert log_settings({"NCCL_DEBUG": "WARN"}) == {}
     assert read_log({"NCCL_DEBUG": "INFO", "NCCL_DEBUG_FILE": str(file.with_name("theirs.log"))}) == ""
     assert read_log({"NCCL_DEBUG_FILE": __file__}) == ""
