@@ -10,6 +10,7 @@ import shutil
 import socket
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -60,6 +61,7 @@ _PROBE_FILE = "from-the-driver"
 _PROBE_NUMBERS = {"gloo": 1 << 22, "nccl": 1 << 26}
 """In float32: 16 MB, and 268 MB, with which NVLink reaches its full speed."""
 _WARM_UP, _REPEATS = 2, 5
+_NODES_AT_ONCE = 32
 _NAME_THE_NETWORK = "name the network in the profile's env: GLOO_SOCKET_IFNAME, NCCL_SOCKET_IFNAME; open its ports"
 
 
@@ -106,7 +108,8 @@ class Examiner:
     def all_reduce_speed(self, rank: int, world_size: int, address: str, port: int, backend: str) -> Speed:
         """All processes call it together; rank 0 listens at `address`. Raises RuntimeError."""
         os.environ.setdefault("TORCH_NCCL_ASYNC_ERROR_HANDLING", "1")
-        os.environ.update(nccl.log_settings(os.environ))  # nothing, once they are set
+        if rank == 0:
+            os.environ.update(nccl.log_settings(os.environ))  # nothing, once they are set
         dist.init_process_group(
             backend,
             init_method=f"tcp://{address}:{port}",
@@ -122,6 +125,9 @@ class Examiner:
             return Speed(world_size, small_s, large_s, large.numel() * large.element_size(), transports)
         finally:
             dist.destroy_process_group()
+
+    def remove_log(self) -> None:
+        nccl.remove_log(os.environ)
 
     def _storage_problem(self) -> str:
         """Reads what the driver wrote, and writes a file for it."""
@@ -262,37 +268,39 @@ def _measure_gpus(
 ) -> Iterator[Check]:
     """NCCL within each node, then between all of them, with one process on every GPU that is free. `backend`: tests
     measure gloo instead."""
-    peers = {
-        answer.node.node_id: [_examiner(answer.node, profile, storage, token) for _ in range(int(answer.node.gpus) - 1)]
+    groups = {answer.node.node_id: [examiners[answer.node.node_id]] for answer in answers}
+    peers = [
+        (answer.node.node_id, _examiner(answer.node, profile, storage, token))
         for answer in answers
-    }
-    pings = {peer.clock.remote(): peer for group in peers.values() for peer in group}
+        for _ in range(int(answer.node.gpus) - 1)
+    ]
+    pings = {peer.clock.remote(): (node_id, peer) for node_id, peer in peers}
     ready, busy = ray.wait(list(pings), num_returns=len(pings), timeout=_NODE_LIMIT_S) if pings else ([], [])
+    for ping in ready:
+        node_id, peer = pings[ping]
+        groups[node_id].append(peer)
     for ping in busy:
-        ray.kill(pings[ping])
+        ray.kill(pings[ping][1])
     if busy:
         yield Check("cluster", "warning", f"{len(busy)} GPUs are taken by others and are left out of the measurement")
-    up = {pings[ping] for ping in ready}
-    groups = {
-        answer.node.node_id: [examiners[answer.node.node_id], *(p for p in peers[answer.node.node_id] if p in up)]
-        for answer in answers
-    }
-    for answer in answers:
-        group = groups[answer.node.node_id]
-        if len(group) > 1 and answer.facts:
-            measured = _measure(group, answer.node, backend)
+    several = [answer for answer in answers if len(groups[answer.node.node_id]) > 1]
+    with ThreadPoolExecutor(_NODES_AT_ONCE) as pool:
+        of_nodes = pool.map(lambda answer: _measure(groups[answer.node.node_id], answer.node, backend), several)
+        for answer, measured in zip(several, of_nodes, strict=True):
+            where, gpus = answer.node.address, answer.facts.gpus.gpus if answer.facts else ()
             if isinstance(measured, str):
-                yield Check(answer.node.address, "bad", f"NCCL: the node's GPUs cannot talk ({measured})")
+                yield Check(where, "bad", f"NCCL: the node's GPUs cannot talk ({measured})")
                 continue
-            for state, what in check_local_speed(measured, answer.facts.gpus.gpus):
-                yield Check(answer.node.address, state, what)
+            yield from (Check(where, *line) for line in check_local_speed(measured, gpus))
     if len(answers) > 1:
         measured = _measure([process for group in groups.values() for process in group], answers[0].node, backend)
+        facts = [answer.facts for answer in answers if answer.facts]
         if isinstance(measured, str):
             yield Check("cluster", "bad", f"NCCL: the nodes cannot talk ({measured}); {_NAME_THE_NETWORK}")
-            return
-        for state, what in check_network_speed(measured, [answer.facts for answer in answers if answer.facts]):
-            yield Check("cluster", state, what)
+        else:
+            yield from (Check("cluster", *line) for line in check_network_speed(measured, facts))
+    closing = [group[0].remove_log.remote() for group in groups.values()]
+    ray.wait(closing, num_returns=len(closing), timeout=_SPEED_LIMIT_S)
 
 
 def _examiner(node: ClusterNode, profile: Profile, storage: RunStorage, token: str) -> Any:
