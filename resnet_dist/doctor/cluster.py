@@ -255,7 +255,8 @@ def _checks(profile: Profile, storage: RunStorage, token: str) -> Iterator[Check
             yield Check("cluster", *check_speed(measured, f"gloo over {len(responding)} nodes"))
     if profile.gpus_per_worker:
         usable = [answer for answer in responding if answer.facts and not answer.facts.gpu_problem]
-        yield from _measure_gpus(usable, examiners, profile, storage, token)
+        if usable:
+            yield from _measure_gpus(usable, examiners, profile, storage, token)
 
 
 def _measure_gpus(

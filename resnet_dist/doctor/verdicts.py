@@ -122,17 +122,24 @@ def check_node(answer: Answer, profile: Profile, *, has_written: bool) -> Iterat
 def check_gpu_count(found: InstalledGpus, declared: float) -> Iterator[tuple[State, str]]:
     """NVML's GPUs against those that Ray gives to workers."""
     if found.num_lost:
-        yield "bad", f"{found.num_lost} GPUs no longer respond (`dmesg` says why): reset them, or reboot the node"
+        total = len(found.gpus) + found.num_lost
+        yield (
+            "bad",
+            f"{found.num_lost} of {total} GPUs no longer respond (`dmesg` says why): reset them, or reboot the node",
+        )
     if not found.gpus:
         return  # `check_build` says whether there is a GPU at all
     number = found.num_devices
     kinds = ", ".join(f"{count} x {name}" for name, count in Counter(gpu.name for gpu in found.gpus).items())
     if declared > number:
-        yield "bad", f"Ray declares {declared:g} GPUs, NVML sees {number} ({kinds}): start Ray with --num-gpus={number}"
+        yield (
+            "bad",
+            f"GPUs: Ray declares {declared:g}, NVML sees {number} ({kinds}): start Ray with --num-gpus={number}",
+        )
     elif declared < number:
-        yield "warning", f"Ray declares {declared:g} of {number} GPUs ({kinds}): the others stay idle"
+        yield "warning", f"GPUs: Ray declares {declared:g}, NVML sees {number} ({kinds}): the others stay idle"
     else:
-        yield "ok", f"{number} GPUs, as Ray declares: {kinds}"
+        yield "ok", f"GPUs: {kinds}, as Ray declares"
 
 
 def check_build(facts: NodeFacts) -> Iterator[tuple[State, str]]:

@@ -93,9 +93,9 @@ def why_no_gpu(build: TorchBuild, node: InstalledGpus, visible: str | None, erro
     if not node.gpus:
         return "the driver lists no GPU: `nvidia-smi` on the node says why; a container needs NVIDIA's runtime"
     if visible is not None and not visible.strip("-1 "):
-        return f"CUDA_VISIBLE_DEVICES='{visible}' hides the node's {len(node.gpus)} GPUs: unset it"
-    first_line = (error.strip().splitlines() or ["no reason given"])[0]
-    return f"PyTorch cannot use the node's {len(node.gpus)} GPUs: {first_line}"
+        return f"CUDA_VISIBLE_DEVICES='{visible}' hides all GPUs of the node: unset it"
+    first_sentence = error.strip().partition("\n")[0].partition(". ")[0]
+    return f"PyTorch cannot use a GPU of this node: {first_sentence or 'it does not say why'}"
 
 
 def min_driver(build: TorchBuild) -> int | None:

@@ -200,12 +200,11 @@ def prepare_worker(gpus_per_worker: int) -> str:
     problem = prepare_connections(context.get_world_rank(), context.get_world_size())
     if not gpus_per_worker:
         hide_gpus()
-    else:
+    elif not problem and not (problem := gpu_problem()):
         if context.get_world_rank() == 0:
             os.environ.update(nccl.log_settings(os.environ))
         else:
             os.environ.setdefault("NCCL_DEBUG", "WARN")
-        problem = problem or gpu_problem()
     return problem and f"node {ray.util.get_node_ip_address()}: {problem}"
 
 

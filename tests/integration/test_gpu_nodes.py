@@ -45,10 +45,10 @@ def test_the_doctor_counts_gpus_with_nvml_and_names_the_ill_one(cli: Any, gpu_no
     done = cli.run([*command, *settings(**profile, **tracking)])
     lines = [line.split(None, 2) for line in done.stdout.splitlines()]
     found = {what: state for state, where, what in lines if where == GPU_NODE}
-    assert found["2 GPUs, as Ray declares: 2 x NVIDIA H100 80GB HBM3"] == "ok"
+    assert found["GPUs: 2 x NVIDIA H100 80GB HBM3, as Ray declares"] == "ok"
     assert found["GPU 1: PCIe with 8 of 16 lanes: reseat it, or check the riser"] == "warning"
     (bad,) = [what for what, state in found.items() if state == "bad"]
-    assert bad.startswith("PyTorch cannot use the node's 2 GPUs: ")
+    assert bad.startswith("PyTorch cannot use a GPU of this node: Found no NVIDIA driver on your system")
     assert done.returncode == 1
 
 

@@ -104,7 +104,7 @@ def test_a_healthy_node_of_eight_gpus_is_ok() -> None:
     checks = list(check_node(answer, ON_GPUS, has_written=True))
     assert {check.state for check in checks} == {"ok"}
     assert [check.what for check in checks[-3:]] == [
-        "8 GPUs, as Ray declares: 8 x NVIDIA H100 80GB HBM3",
+        "GPUs: 8 x NVIDIA H100 80GB HBM3, as Ray declares",
         "driver 580.65.06 and the GPUs fit PyTorch 2.14.1+cu130 with CUDA 13.0",
         "NVML reports nothing wrong with the GPUs, 34 °C at most",
     ]
@@ -114,9 +114,9 @@ def test_a_healthy_node_of_eight_gpus_is_ok() -> None:
 @pytest.mark.parametrize(
     ("declared", "state", "line"),
     [
-        (8, "ok", "8 GPUs, as Ray declares"),
-        (9, "bad", "Ray declares 9 GPUs, NVML sees 8 (8 x NVIDIA H100 80GB HBM3): start Ray with --num-gpus=8"),
-        (4, "warning", "Ray declares 4 of 8 GPUs (8 x NVIDIA H100 80GB HBM3): the others stay idle"),
+        (8, "ok", "GPUs: 8 x NVIDIA H100 80GB HBM3, as Ray declares"),
+        (9, "bad", "GPUs: Ray declares 9, NVML sees 8 (8 x NVIDIA H100 80GB HBM3): start Ray with --num-gpus=8"),
+        (4, "warning", "GPUs: Ray declares 4, NVML sees 8 (8 x NVIDIA H100 80GB HBM3): the others stay idle"),
     ],
 )
 def test_rays_gpus_are_held_against_nvmls(declared: float, state: State, line: str) -> None:
@@ -133,7 +133,7 @@ def test_mig_slices_count_as_gpus() -> None:
 def test_lost_gpus_are_named() -> None:
     lines = list(check_gpu_count(InstalledGpus("580.65.06", (H100,) * 7, num_lost=1), 8))
     assert [state for state, _ in lines] == ["bad", "bad"]
-    assert lines[0][1].startswith("1 GPUs no longer respond")
+    assert lines[0][1].startswith("1 of 8 GPUs no longer respond")
 
 
 def test_an_nvml_that_tells_nothing_alarms_nobody() -> None:

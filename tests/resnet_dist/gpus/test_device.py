@@ -101,9 +101,9 @@ def test_which_code_runs_on_which_gpu(architecture: str, capability: tuple[int, 
         (BUILD, InstalledGpus(), None, "there is no NVIDIA driver"),
         (BUILD, replace(NODE, driver="550.54.14"), None, "driver 550.54.14 is too old"),
         (BUILD, InstalledGpus("580.65.06"), None, "the driver lists no GPU"),
-        (BUILD, NODE, "", "CUDA_VISIBLE_DEVICES='' hides the node's 8 GPUs"),
-        (BUILD, NODE, "-1", "CUDA_VISIBLE_DEVICES='-1' hides the node's 8 GPUs"),
-        (BUILD, NODE, "0", "PyTorch cannot use the node's 8 GPUs: CUDA error: system not yet initialized"),
+        (BUILD, NODE, "", "CUDA_VISIBLE_DEVICES='' hides all GPUs of the node"),
+        (BUILD, NODE, "-1", "CUDA_VISIBLE_DEVICES='-1' hides all GPUs of the node"),
+        (BUILD, NODE, "0", "PyTorch cannot use a GPU of this node: CUDA error: system not yet initialized"),
     ],
 )
 def test_why_there_is_no_gpu(build: TorchBuild, node: InstalledGpus, visible: str | None, reason: str) -> None:

@@ -30,6 +30,8 @@ class Control:
 
 
 def test_a_worker_without_gpus_sees_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    alone = SimpleNamespace(get_world_rank=lambda: 0, get_world_size=lambda: 1)
+    monkeypatch.setattr("ray.train.get_context", lambda: alone)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
     assert prepare_worker(0) == ""
     assert os.environ["CUDA_VISIBLE_DEVICES"] == ""
