@@ -108,7 +108,7 @@ class Examiner:
     def all_reduce_speed(self, rank: int, world_size: int, address: str, port: int, backend: str) -> Speed:
         """All processes call it together; rank 0 listens at `address`. Raises RuntimeError."""
         os.environ.setdefault("TORCH_NCCL_ASYNC_ERROR_HANDLING", "1")
-        if rank == 0:
+        if rank == 0 and backend == "nccl":
             os.environ.update(nccl.log_settings(os.environ))  # nothing, once they are set
         dist.init_process_group(
             backend,

@@ -122,22 +122,17 @@ def check_node(answer: Answer, profile: Profile, *, has_written: bool) -> Iterat
 def check_gpu_count(found: InstalledGpus, declared: float) -> Iterator[tuple[State, str]]:
     """NVML's GPUs against those that Ray gives to workers."""
     if found.num_lost:
-        total = len(found.gpus) + found.num_lost
-        yield (
-            "bad",
-            f"{found.num_lost} of {total} GPUs no longer respond (`dmesg` says why): reset them, or reboot the node",
-        )
+        lost = f"{found.num_lost} of {len(found.gpus) + found.num_lost} GPUs no longer respond"
+        yield "bad", f"{lost} (`dmesg` says why): reset them, or reboot the node"
     if not found.gpus:
         return  # `check_build` says whether there is a GPU at all
     number = found.num_devices
     kinds = ", ".join(f"{count} x {name}" for name, count in Counter(gpu.name for gpu in found.gpus).items())
+    differs = f"GPUs: Ray declares {declared:g}, NVML sees {number} ({kinds})"
     if declared > number:
-        yield (
-            "bad",
-            f"GPUs: Ray declares {declared:g}, NVML sees {number} ({kinds}): start Ray with --num-gpus={number}",
-        )
+        yield "bad", f"{differs}: start Ray with --num-gpus={number}"
     elif declared < number:
-        yield "warning", f"GPUs: Ray declares {declared:g}, NVML sees {number} ({kinds}): the others stay idle"
+        yield "warning", f"{differs}: the others stay idle"
     else:
         yield "ok", f"GPUs: {kinds}, as Ray declares"
 
