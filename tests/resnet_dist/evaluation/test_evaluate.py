@@ -1,4 +1,4 @@
-"""An evaluation's folder keeps the numbers of one evaluation."""
+"""An evaluation's folder keeps the numbers of one evaluation; its device is the one that was asked for."""
 
 from __future__ import annotations
 
@@ -6,9 +6,11 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
-from resnet_dist.errors import UserError
-from resnet_dist.evaluation.evaluate import require_same_evaluation
+from resnet_dist.errors import Fault, UserError
+from resnet_dist.evaluation.evaluate import EvaluationJob, _evaluate_share, require_same_evaluation
+from resnet_dist.evaluation.protocols import Protocol
 from resnet_dist.tracking.mlflow_run import run_file
 
 FACTS = {"models": ["runs/a"], "protocol": "1-crop", "size": [32]}
@@ -23,3 +25,10 @@ def test_a_folder_with_the_run_of_another_evaluation_is_not_written_to(tmp_path:
     require_same_evaluation(FACTS, tmp_path)
     with pytest.raises(UserError, match=r"holds the MLflow run of another evaluation \(other protocol, size\); name"):
         require_same_evaluation({**FACTS, "protocol": "flip", "size": [40]}, tmp_path)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
+def test_a_worker_that_is_to_have_a_gpu_does_not_evaluate_on_the_cpu() -> None:
+    job = EvaluationJob((), Protocol("1-crop"), Path("none.beton"), num_threads=1, gpus_per_worker=1)
+    with pytest.raises(Fault, match="gpus_per_worker is 1, but "):
+        _evaluate_share(job, 0, 1)
