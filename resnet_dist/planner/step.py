@@ -55,10 +55,10 @@ class Kernels(NamedTuple):
 def train_kernels(net: Summary, *, half: bool, merged: int = 1) -> Kernels:
     """Of forward pass, loss and backward pass of `merged` micro-batches. A test counts them in the real step."""
     both_passes = 2 * net.kernels + net.convolutions  # a convolution's backward pass is two products
-    # Each batch norm runs once for every micro-batch, and puts its outputs, and its gradients, together. Those of its
-    # weight and bias are added up.
-    norms = 2 * net.norms * merged if merged > 1 else 0
-    norm_sums = 2 * net.norms * (merged - 1)
+    # Each batch norm runs once for every micro-batch; then the gradients of its input are put together, and those of its
+    # weight and bias added up.
+    norms = net.norms * (2 * (merged - 1) + 1) if merged > 1 else 0
+    norm_sums = 4 * net.norms if merged > 1 else 0
     casts = 2 * net.convolutions if half else 0  # of their weights, and of the gradients back to fp32
     random = KERNELS_PER_RANDOM_LAYER * net.random_layers
     # Every gradient is added to those of earlier launches.
@@ -105,10 +105,10 @@ class Launch:
 def launch_of(work: Workload, net: Summary, gpu: Gpu, merged: int) -> Launch:
     """A launch of `merged` micro-batches."""
     images = merged * work.micro_batch_size
-    # Compiled code normalises all micro-batches in one kernel. Otherwise each norm's output and gradient are put
+    # Compiled code normalises all micro-batches in one kernel. Otherwise the gradients of each norm's input are put
     # together in a copy: written and read.
     parts = 1 if work.compiled else merged
-    copied = 4 * (2 if work.half else 4) * net.activations if parts > 1 else 0
+    copied = 2 * (2 if work.half else 4) * net.activations if parts > 1 else 0
     kernels = train_kernels(net, half=work.half, merged=parts)
     return Launch(
         images_s=images * (image_s(net, gpu, half=work.half) + copied / (gpu.bandwidth_gb_s * 1e9)),
