@@ -55,8 +55,8 @@ class Kernels(NamedTuple):
 def train_kernels(net: Summary, *, half: bool, merged: int = 1) -> Kernels:
     """Of forward pass, loss and backward pass of `merged` micro-batches. A test counts them in the real step."""
     both_passes = 2 * net.kernels + net.convolutions  # a convolution's backward pass is two products
-    # Each batch norm runs once for every micro-batch; then the gradients of its input are put together, and those of its
-    # weight and bias added up.
+    # Each batch norm runs once for every micro-batch; then the gradients of its input are put together, and those of
+    # its weight and bias added up.
     norms = net.norms * (2 * (merged - 1) + 1) if merged > 1 else 0
     norm_sums = 4 * net.norms if merged > 1 else 0
     casts = 2 * net.convolutions if half else 0  # of their weights, and of the gradients back to fp32
