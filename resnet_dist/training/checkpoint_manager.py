@@ -40,7 +40,7 @@ from resnet_dist.training.checkpoint import (
 )
 from resnet_dist.training.collectives import broadcast_file, broadcast_object, share_state, sum_over_workers
 from resnet_dist.training.context import RunContext, TrainingJob
-from resnet_dist.training.state import TrainState, copy_to_cpu
+from resnet_dist.training.state import HostCopies, TrainState
 
 BEST = "best"
 BEST_METRIC = "val/top1"
@@ -71,6 +71,7 @@ class CheckpointManager:
         self._best_value = -math.inf
         self._best_writer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="best-weights")
         self._best_write: Future[bool] | None = None
+        self._best_copies = HostCopies()
         self._saved_at_s = time.monotonic()
         self.saved_step = -1
         """The step of the newest checkpoint."""
@@ -110,7 +111,7 @@ class CheckpointManager:
         if self._ctx.rank != 0 or metrics[BEST_METRIC] <= self._best_value:
             return
         self._best_value = metrics[BEST_METRIC]
-        net, metadata = copy_to_cpu(self._state.evaluated_net.state_dict()), self._metadata(metrics)
+        net, metadata = self._best_copies.take(self._state.evaluated_net.state_dict()), self._metadata(metrics)
         self._wait_for_best()  # at most one copy of the net waits in memory
         self._best_write = self._best_writer.submit(keep_if_best, self._ctx.storage, net, metadata)
 

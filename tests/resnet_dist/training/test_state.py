@@ -5,10 +5,12 @@ from __future__ import annotations
 import copy
 from functools import partial
 from pathlib import Path
+from unittest.mock import MagicMock, patch
 
 import pytest
 import small_run as small
 import torch
+from fake_cuda import fake_cuda
 from torch import nn
 
 from resnet_dist.config.recipe import EmaConfig
@@ -17,7 +19,7 @@ from resnet_dist.training.checkpoint import load_state
 from resnet_dist.training.checkpoint_manager import newest_complete, open_best
 from resnet_dist.training.evaluate import evaluate
 from resnet_dist.training.model import Precision, build_classifier
-from resnet_dist.training.state import MovingAverage, TrainState, evaluated_weights
+from resnet_dist.training.state import HostCopies, MovingAverage, TrainState, evaluated_weights
 
 CPU = torch.device("cpu")
 
@@ -93,6 +95,28 @@ def test_a_snapshot_is_not_changed_by_further_training() -> None:
     restored.load_state_dict(snapshot)
     train_once(restored)
     assert small.digest(restored.state_dict()) == small.digest(state.state_dict())
+
+
+def test_copies_of_a_gpus_state_use_the_same_memory_in_turns() -> None:
+    synchronised = MagicMock()
+    with fake_cuda(), patch("torch.cuda.current_stream", synchronised):
+        weights = {"weight": torch.zeros((2, 3, 3, 3)).contiguous(memory_format=torch.channels_last)}
+        state = {"net": weights, "list": [torch.zeros(2, dtype=torch.int64)], "step": 3}
+        copies = HostCopies()
+        first, second, third = (copies.take(state) for _ in range(3))
+        assert third["net"]["weight"] is first["net"]["weight"]
+        assert third["list"][0] is first["list"][0]
+        assert second["net"]["weight"] is not first["net"]["weight"]
+        assert first["net"]["weight"].device.type == "cpu"
+        assert first["net"]["weight"].stride() == weights["weight"].stride()
+        assert third["step"] == 3
+    assert synchronised.return_value.synchronize.call_count == 3
+
+
+def test_copies_of_a_cpus_state_are_the_callers_alone() -> None:
+    copies, weight = HostCopies(), torch.zeros(2)
+    taken = [copies.take({"weight": weight})["weight"] for _ in range(3)]
+    assert len({copy.data_ptr() for copy in [weight, *taken]}) == 4
 
 
 @pytest.mark.parametrize("kind", ["fp32", "fp16", "powersgd"])
