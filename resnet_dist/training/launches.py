@@ -131,8 +131,8 @@ class Launches:
 
     def forget(self) -> None:
         """Frees the graphs, before images get another size."""
-        if self._captures is not None and self._rehearsed:
-            torch.cuda.synchronize()
+        if any(self._rehearsed.values()) and torch.cuda.is_available():
+            torch.cuda.synchronize()  # none of them runs any more
         self._rehearsed.clear()
 
     def rehearse(self, batch: Batch) -> None:
