@@ -127,6 +127,7 @@ class BatchNormStatistics:
         self._norms = [norm for norm in model.modules() if isinstance(norm, _BatchNorm) and norm.track_running_stats]
         for norm in self._norms:
             norm.counts = False  # type: ignore[assignment]
+            norm.num_groups = 1  # type: ignore[assignment]  # of its own, or a compiled net would see it appear later
         self._kept: list[Tensor] = []
 
     def _moving(self) -> list[Tensor]:

@@ -6,7 +6,8 @@ A launch is one forward and backward pass of k merged micro-batches. Merging cha
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -32,6 +33,8 @@ GPU_IMAGES = 512
 MEMORY_SHARE = 0.8
 """Of the GPU's free memory: the rest is for the optimizer's state, evaluation and fragments."""
 _WARM_UP_LAUNCHES, _TIMED_LAUNCHES = 3, 5
+_CLEARLY = 1.03
+"""One micro-batch a launch is taken only if it is this many times as fast: all workers should choose alike."""
 
 
 def cut(share: range, most: int) -> list[range]:
@@ -92,6 +95,7 @@ class Launches:
         forward_backward: takes a batch of k micro-batches, adds to the gradients, returns [k, 2].
         uses_graphs: whether to capture graphs. Only with a `FastReduction` on a GPU.
         log: takes one line for the user.
+        captures: `capture`, or a stand-in for it.
     """
 
     def __init__(
@@ -102,13 +106,13 @@ class Launches:
         *,
         uses_graphs: bool,
         log: Callable[[str], None],
-        captures: Callable[[Callable[[], Tensor]], Graph] | None = None,
+        captures: Callable[[Callable[[], Tensor], Any], Graph] | None = None,
     ) -> None:
         self._forward_backward, self._reduction, self._statistics = forward_backward, reduction, statistics
         self._log = log
-        self._captures: Callable[[Callable[[], Tensor]], Graph] | None = None
-        if uses_graphs:
-            self._captures = captures or partial(capture, pool=torch.cuda.graph_pool_handle())
+        self._uses_graphs, self._captures = uses_graphs, captures or capture
+        self._pool: Any = None
+        """The graphs' shared memory: that of the first one, since the others never run at the same time."""
         self._rehearsed: dict[torch.Size, tuple[Batch, Graph] | None] = {}
         """By the shape of the images: the batch that a graph reads, and the graph."""
 
@@ -130,10 +134,11 @@ class Launches:
         return batch.images.shape in self._rehearsed
 
     def forget(self) -> None:
-        """Frees the graphs, before images get another size."""
+        """Frees the graphs and their memory, before images get another size."""
         if any(self._rehearsed.values()) and torch.cuda.is_available():
             torch.cuda.synchronize()  # none of them runs any more
         self._rehearsed.clear()
+        self._pool = None  # a pool ends with its last graph
 
     def rehearse(self, batch: Batch) -> None:
         """Runs a launch of this shape, whose results are thrown away: what is compiled, tuned or captured for it is
@@ -153,81 +158,113 @@ class Launches:
             ) from None
 
     def _rehearse(self, batch: Batch) -> None:
+        run = partial(self._forward_backward, batch)
+        with self._aside():
+            warm_up(run, batch.images.device)
+            self._rehearsed[batch.images.shape] = None
+            if self._uses_graphs:
+                self._capture(batch, run)
+
+    @contextmanager
+    def _aside(self) -> Iterator[None]:
+        """Within the context launches leave no trace, in gradients or in batch norm's statistics."""
         self._statistics.keep()
         self._reduction.start_launch(is_last=False)
-        run = partial(self._forward_backward, batch)
         try:
-            warm_up(run, batch.images.device)
-            self._rehearsed[batch.images.shape] = self._captured(batch, run) if self._captures else None
+            yield
         finally:
             self._reduction.clear()
             self._statistics.restore()
 
-    def _captured(self, batch: Batch, run: Callable[[], Tensor]) -> tuple[Batch, Graph] | None:
-        assert self._captures is not None
+    def _capture(self, batch: Batch, run: Callable[[], Tensor]) -> None:
         assert isinstance(self._reduction, FastReduction)
-        self._reduction.start_graphs()
         try:
-            graph = self._captures(run)
+            self._reduction.start_graphs()
+            graph = self._captures(run, self._pool)
         except torch.OutOfMemoryError:
             raise
         except (RuntimeError, TypeError) as error:  # TypeError: this PyTorch has no external events
-            self._captures = None
+            self._uses_graphs = False
+            # Also those captured before: a failed capture may have taken memory with it that they use.
+            shapes = list(self._rehearsed)
+            self.forget()
+            self._rehearsed.update(dict.fromkeys(shapes))
             self._reduction.end_graphs()
             reason = " ".join(str(error).split())[:300]
             self._log(f"CUDA graphs are left aside, which costs speed but changes no result: {reason}")
-            return None
+            return
+        self._pool = graph.pool()
+        self._rehearsed[batch.images.shape] = batch, graph
         if not self._reduction.is_recorded_in_time(graph.replay):
             self._reduction.end_graphs()
             self._log("gradients are sent after each CUDA graph instead of during it: its events come too early")
-        return batch, graph
 
-    def best_merge(self, batch_of: Callable[[int], Batch], num_micro_batches: int, *, compiled: bool) -> int:
-        """How many micro-batches to merge on this GPU: one, or as many as its memory takes, whichever is faster.
+    def best_merge(
+        self,
+        batch_of: Callable[[int], Batch],
+        num_micro_batches: int,
+        *,
+        compiled: bool,
+        heartbeat: Callable[[], None] = lambda: None,
+    ) -> int:
+        """How many micro-batches to merge on this GPU: as many as its memory takes, or one if that is clearly faster.
 
         Args:
             batch_of: a batch of that many micro-batches.
             num_micro_batches: this worker's share of a step.
-            compiled: then the larger one without a measurement, since every size is compiled for minutes.
+            compiled: then without a measurement, since every size is compiled for minutes.
         """
         single = batch_of(1)
         device, micro_batch_size = single.images.device, len(single.images)
-        before = torch.cuda.memory_allocated(device)
-        torch.cuda.reset_peak_memory_stats(device)
         self.rehearse(single)
-        launch_bytes = torch.cuda.max_memory_allocated(device) - before
-        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-        free_bytes = int(MEMORY_SHARE * (torch.cuda.mem_get_info(device)[0] + unused))
+        heartbeat()
+        speeds = {} if compiled else {1: micro_batch_size / self._launch_s(single)}
+        launch_bytes = self._launch_bytes(single)
+        self.forget()
+        torch.cuda.empty_cache()
+        free_bytes = int(MEMORY_SHARE * torch.cuda.mem_get_info(device)[0])
         most = merged_on_gpu(micro_batch_size, num_micro_batches, launch_bytes=launch_bytes, free_bytes=free_bytes)
+        while most > 1 and not self._fits(merged := batch_of(most)):
+            most //= 2  # the estimate was too high: a merged launch may use other kernels
+        heartbeat()
         if most == 1 or compiled:
             return most
-        speeds = {1: micro_batch_size / self._launch_s(single)}
-        while most > 1 and len(speeds) == 1:
-            merged = batch_of(most)
-            try:
-                self._rehearse(merged)
-                speeds[most] = most * micro_batch_size / self._launch_s(merged)
-            except torch.OutOfMemoryError:  # the estimate was too high: a merged launch may use other kernels
-                most //= 2
-        best = max(speeds, key=lambda k: speeds[k])
+        speeds[most] = most * micro_batch_size / self._launch_s(merged)
+        best = most if speeds[most] * _CLEARLY > speeds[1] else 1
         measured = ", ".join(f"{k}: {speed:,.0f} images/s" for k, speed in speeds.items())
         self._log(f"micro-batches in a launch: {best} of a worker's {num_micro_batches} ({measured})")
-        self.forget()
         return best
 
+    def _fits(self, batch: Batch) -> bool:
+        """Rehearses a launch. Whether the memory was enough."""
+        try:
+            self._rehearse(batch)
+        except torch.OutOfMemoryError:
+            fits = False
+        else:
+            return True
+        self.forget()  # after the error is gone, which holds the launch's tensors
+        torch.cuda.empty_cache()
+        return fits
+
     def _launch_s(self, batch: Batch) -> float:
-        """Seconds that a rehearsed launch takes. Changes nothing else."""
-        self._statistics.keep()
-        torch.cuda.synchronize()
-        began_s = time.perf_counter()
-        for _ in range(_TIMED_LAUNCHES):
-            self._reduction.start_launch(is_last=False)
-            self(batch)
-        torch.cuda.synchronize()
-        launch_s = (time.perf_counter() - began_s) / _TIMED_LAUNCHES
-        self._reduction.clear()
-        self._statistics.restore()
-        return launch_s
+        """Seconds that a rehearsed launch takes."""
+        with self._aside():
+            torch.cuda.synchronize()
+            began_s = time.perf_counter()
+            for _ in range(_TIMED_LAUNCHES):
+                self(batch)
+            torch.cuda.synchronize()
+            return (time.perf_counter() - began_s) / _TIMED_LAUNCHES
+
+    def _launch_bytes(self, batch: Batch) -> int:
+        """The memory that a rehearsed launch needs while it runs: without that of cuDNN's trials, which were before."""
+        device = batch.images.device
+        with self._aside():
+            before = torch.cuda.memory_allocated(device)
+            torch.cuda.reset_peak_memory_stats(device)
+            self._forward_backward(batch)
+            return torch.cuda.max_memory_allocated(device) - before
 
 
 # CUDA graphs, as in PyTorch's "CUDA semantics" notes, section "Whole-network capture". Not run: there was no GPU.
@@ -242,13 +279,19 @@ class Graph(NamedTuple):
         self.cuda.replay()
         return self.output
 
+    def pool(self) -> Any:
+        return self.cuda.pool()
+
 
 def capture(run: Callable[[], Tensor], pool: Any) -> Graph:
     """A graph of what `run` does on the current device, in memory that all graphs of `pool` share."""
-    graph = torch.cuda.CUDAGraph()
-    # thread_local: the loader's thread and NCCL's may use the GPU meanwhile.
-    with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
-        output = run()
+    graph, stream = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
+    try:
+        # thread_local: the loader's thread and NCCL's may use the GPU meanwhile.
+        with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
+            output = run()
+    finally:
+        torch.cuda.set_stream(stream)  # after some errors torch stays on the stream of the capture
     return Graph(graph, output)
 
 
@@ -258,9 +301,11 @@ def warm_up(run: Callable[[], object], device: torch.device) -> None:
     if device.type != "cuda":
         run()
         return
-    stream = torch.cuda.Stream(device)
-    stream.wait_stream(torch.cuda.current_stream(device))
-    with torch.cuda.stream(stream):
-        for _ in range(_WARM_UP_LAUNCHES):
-            run()
-    torch.cuda.current_stream(device).wait_stream(stream)
+    here, stream = torch.cuda.current_stream(device), torch.cuda.Stream(device)
+    stream.wait_stream(here)
+    try:
+        with torch.cuda.stream(stream):
+            for _ in range(_WARM_UP_LAUNCHES):
+                run()
+    finally:
+        here.wait_stream(stream)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Generator
 from contextlib import ExitStack
 from functools import partial
@@ -44,6 +45,9 @@ def run_worker(job: TrainingJob, ctx: RunContext, tracker: Tracker) -> WorkerRes
         Fault: bad data, a damaged checkpoint, a loader that failed.
     """
     set_backends(job.recipe.train)
+    if job.recipe.train.compile:
+        # In the run's storage: a node that joins, or a restarted group, finds what the others have compiled.
+        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(ctx.storage.folder / "compile-cache"))
     with ExitStack() as stack, name_nondeterministic_operation():
         trainer = Trainer(job, ctx, tracker, *open_data(job, ctx.device, stack))
         trainer.restore()

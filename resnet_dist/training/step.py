@@ -139,7 +139,7 @@ class TrainStep:
         train = self.recipe.train
         share = micro_batch_share(train.num_micro_batches, self.rank, self.world_size)
         if self.most_merged is None:
-            self.most_merged = self._choose_merge(len(share))
+            self.most_merged = self._choose_merge(len(share), heartbeat)
         # What is compiled takes minutes. All workers compile the launches of all, in the same time, and none has to
         # wait long for the others in the first collective.
         ranks = range(self.world_size) if train.compile else [self.rank]
@@ -155,12 +155,12 @@ class TrainStep:
                     heartbeat()
         return cut(share, self.most_merged)
 
-    def _choose_merge(self, num_micro_batches: int) -> int:
+    def _choose_merge(self, num_micro_batches: int, heartbeat: Callable[[], None]) -> int:
         # At the run's largest images, which need the most memory
         train, image_px = self.recipe.train, self.recipe.data.train.size
         if self.device.type == "cuda":
             batch_of = partial(self.rehearsal_batch, image_px=image_px)
-            return self.launches.best_merge(batch_of, num_micro_batches, compiled=train.compile)
+            return self.launches.best_merge(batch_of, num_micro_batches, compiled=train.compile, heartbeat=heartbeat)
         return merged_on_cpu(train.micro_batch_size, image_px, num_micro_batches, precision=train.precision)
 
     def rehearsal_batch(self, k: int, image_px: int) -> Batch:
