@@ -88,14 +88,17 @@ def why_no_gpu(build: TorchBuild, node: InstalledGpus, visible: str | None, erro
     """
     if build.cuda is None:
         return f"PyTorch {build.version} is a build without CUDA: install that of requirements.lock (cluster/setup.sh)"
+    first_sentence = error.strip().partition("\n")[0].partition(". ")[0]
+    unexplained = f"PyTorch cannot use a GPU of this node: {first_sentence or 'it does not say why'}"
+    if node.driver is None and "no nvidia driver" not in error.lower():  # a container without NVML
+        return f"{unexplained}; CUDA {build.cuda} needs driver R{min_driver(build)} or newer"
     if problem := driver_problem(node.driver, build):
         return problem
     if not node.gpus:
         return "the driver lists no GPU: `nvidia-smi` on the node says why; a container needs NVIDIA's runtime"
-    if visible is not None and not visible.strip("-1 "):
+    if visible is not None and visible.strip() in ("", "-1"):
         return f"CUDA_VISIBLE_DEVICES='{visible}' hides all GPUs of the node: unset it"
-    first_sentence = error.strip().partition("\n")[0].partition(". ")[0]
-    return f"PyTorch cannot use a GPU of this node: {first_sentence or 'it does not say why'}"
+    return unexplained
 
 
 def min_driver(build: TorchBuild) -> int | None:

@@ -94,20 +94,36 @@ def test_which_code_runs_on_which_gpu(architecture: str, capability: tuple[int, 
     assert runs_on(capability, [architecture]) == runs
 
 
+BROKEN = "CUDA error: system not yet initialized\nCompile with TORCH_USE_CUDA_DSA"
+NO_DRIVER = "Found no NVIDIA driver on your system. Please check that you have an NVIDIA GPU"
+TOO_OLD = "The NVIDIA driver on your system is too old (found version 12040). Please update your GPU driver"
+
+
 @pytest.mark.parametrize(
-    ("build", "node", "visible", "reason"),
+    ("build", "node", "visible", "error", "reason"),
     [
-        (replace(BUILD, version="2.14.1+cpu", cuda=None), NODE, None, "PyTorch 2.14.1+cpu is a build without CUDA"),
-        (BUILD, InstalledGpus(), None, "there is no NVIDIA driver"),
-        (BUILD, replace(NODE, driver="550.54.14"), None, "driver 550.54.14 is too old"),
-        (BUILD, InstalledGpus("580.65.06"), None, "the driver lists no GPU"),
-        (BUILD, NODE, "", "CUDA_VISIBLE_DEVICES='' hides all GPUs of the node"),
-        (BUILD, NODE, "-1", "CUDA_VISIBLE_DEVICES='-1' hides all GPUs of the node"),
-        (BUILD, NODE, "0", "PyTorch cannot use a GPU of this node: CUDA error: system not yet initialized"),
+        (replace(BUILD, version="2.14.1+cpu", cuda=None), NODE, None, "", "PyTorch 2.14.1+cpu is a build without CUDA"),
+        (BUILD, InstalledGpus(), None, NO_DRIVER, "there is no NVIDIA driver"),
+        (
+            BUILD,
+            InstalledGpus(),  # a container without NVML
+            None,
+            TOO_OLD,
+            "PyTorch cannot use a GPU of this node: The NVIDIA driver on your system is too old (found version 12040); "
+            "CUDA 13.0 needs driver R580 or newer",
+        ),
+        (BUILD, replace(NODE, driver="550.54.14"), None, TOO_OLD, "driver 550.54.14 is too old"),
+        (BUILD, InstalledGpus("580.65.06"), None, NO_DRIVER, "the driver lists no GPU"),
+        (BUILD, NODE, "", BROKEN, "CUDA_VISIBLE_DEVICES='' hides all GPUs of the node"),
+        (BUILD, NODE, "-1", BROKEN, "CUDA_VISIBLE_DEVICES='-1' hides all GPUs of the node"),
+        (BUILD, NODE, "1", BROKEN, "PyTorch cannot use a GPU of this node: CUDA error: system not yet initialized"),
+        (BUILD, NODE, None, "", "PyTorch cannot use a GPU of this node: it does not say why"),
     ],
 )
-def test_why_there_is_no_gpu(build: TorchBuild, node: InstalledGpus, visible: str | None, reason: str) -> None:
-    found = why_no_gpu(build, node, visible, "CUDA error: system not yet initialized\nCompile with TORCH_USE_CUDA_DSA")
+def test_why_there_is_no_gpu(
+    build: TorchBuild, node: InstalledGpus, visible: str | None, error: str, reason: str
+) -> None:
+    found = why_no_gpu(build, node, visible, error)
     assert found.startswith(reason)
     assert "\n" not in found
 
