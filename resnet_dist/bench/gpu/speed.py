@@ -277,8 +277,8 @@ def optimizers(device: torch.device, small: bool) -> Result:
 
     arms: dict[str, tuple[Callable[[], torch.optim.Optimizer], Sequence[torch.Tensor]]] = {
         "ours": (lambda: build_optimizer(model, config.optim), nhwc),
-        "ours, NCHW gradients": (lambda: build_optimizer(model, config.optim), nchw),
         "SGD foreach": (lambda: sgd(foreach=True), nhwc),
+        "SGD foreach, NCHW gradients": (lambda: sgd(foreach=True), nchw),  # which the fused one refuses
         "SGD fused": (lambda: sgd(fused=True), nhwc),
         "LAMB": (lambda: build_optimizer(model, config.optim.model_copy(update={"name": "lamb"})), nhwc),
     }

@@ -48,7 +48,7 @@ class Operations(TorchDispatchMode):
         tensors = [leaf for leaf in tree_leaves((args, result)) if isinstance(leaf, torch.Tensor)]
         if func.namespace != "aten" or not any(tensor.is_cuda for tensor in tensors):
             return result  # profiling, questions about a tensor, or work on the host
-        if name in SYNCS or (name in ("_to_copy", "copy_") and self._to_host(args, result)):
+        if name in SYNCS or (name in ("_to_copy", "to", "copy_") and self._to_host(args, result)):
             self.syncs[name] += 1
         elif name not in VIEWS | ALLOCATIONS:
             self.launches[name] += launches(args)

@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 import pytest
 import small_run as small
 import torch
+from fake_cuda import Operations, fake_cuda
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import DataDependentOutputException
 
 from resnet_dist.data.batch import Batch
 from resnet_dist.data.order import train_order
@@ -91,6 +94,28 @@ def test_kernels_are_not_chosen_by_their_times(monkeypatch: pytest.MonkeyPatch) 
     evaluated(torch.eye(6), watched, num_samples=6)
     assert timed == [False]
     assert torch.backends.cudnn.benchmark
+
+
+def test_results_stay_on_a_gpu_until_the_end() -> None:
+    def on_the_gpu(ids: NDArray[np.int64]) -> Iterator[Batch]:
+        for start in range(0, len(ids), 2):
+            yield Batch(torch.zeros((2, 1, 1, 3), dtype=torch.uint8), torch.zeros(2, dtype=torch.int64), ids[start:])
+
+    # What follows the batches reads numbers, which fake tensors do not have.
+    ends = pytest.raises(DataDependentOutputException)
+    with fake_cuda() as device, Operations() as operations, patch("torch.cuda.synchronize") as waited, ends:
+        evaluate(
+            Lookup(torch.zeros((6, 6))),
+            on_the_gpu,
+            num_samples=80,
+            batch_size=2,
+            rank=0,
+            world_size=1,
+            device=device,
+            precision=Precision("fp32"),
+        )
+    assert operations.syncs.total() == 1
+    assert waited.call_count == 2  # so that no more than 16 of the 40 batches are in its memory
 
 
 def test_lost_samples_are_a_fault() -> None:
