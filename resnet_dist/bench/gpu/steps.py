@@ -129,7 +129,9 @@ def numbers(device: torch.device, small: bool) -> Result:
     theirs = {name: value.detach() - before[name] for name, value in model.named_parameters()}
     ours = {f"net.{name}": value for name, value in updates(config, settings, device).items()}
     off = difference(ours, theirs)
-    settings = settings._replace(model="resnet8" if small else "resnet18", steps=20, micro_batch_size=16)
+    settings = settings._replace(steps=20)
+    if not small:
+        settings = settings._replace(model="resnet18", micro_batch_size=16)
     losses = {}
     for precision, where in (("fp64", _CPU), ("fp32", device)):
         train = {"precision": precision, "cpu_threads": threads}
