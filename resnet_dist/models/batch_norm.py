@@ -65,7 +65,7 @@ class BatchNorm2d(nn.BatchNorm2d):
 
 class _Grouped(torch.autograd.Function):
     """torch's kernel on one group after the other, each writing into its part of the output. That spares the copies and
-    the additions of gradients that `chunk` and `cat` would bring. The same bits for each group."""
+    the additions of gradients that `chunk` and `cat` would bring. On a CPU with the same bits for each group."""
 
     @staticmethod
     def forward(
@@ -174,7 +174,7 @@ class BatchNormStatistics:
     def set_aside(self) -> Iterator[None]:
         """Within the context: forward passes see and move copies, which are then thrown away.
 
-        For repeating a forward pass, and for rehearsing one.
+        For repeating a forward pass, in activation checkpointing.
         """
         kept = [dict(norm._buffers) for norm in self._norms]
         for norm in self._norms:

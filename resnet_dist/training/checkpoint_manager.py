@@ -128,7 +128,7 @@ class CheckpointManager:
         with self._newest_of_rank_0() as found:
             if found is None:
                 # A seed gives the same weights on equal processors; on others the last bits may differ.
-                for net in {state.net, state.evaluated_net}:
+                for net in dict.fromkeys((state.net, state.evaluated_net)):  # in the same order everywhere
                     share_state(net)
                 return {}
             name, metadata, file = found

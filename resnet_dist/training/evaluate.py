@@ -197,15 +197,23 @@ def _row(logits: Tensor, labels: Tensor) -> Tensor:
 
 @contextmanager
 def _in_eval_mode(model: nn.Module) -> Iterator[None]:
-    """cuDNN chooses its kernels by shape meanwhile: chosen by their times, they and the bits would depend on the
-    worker."""
-    was_training, was_timing = model.training, torch.backends.cudnn.benchmark
+    was_training = model.training
     model.eval()
+    try:
+        with _kernels_chosen_by_shape():
+            yield
+    finally:
+        model.train(was_training)
+
+
+@contextmanager
+def _kernels_chosen_by_shape() -> Iterator[None]:
+    """cuDNN's: chosen by their times, they and the bits would depend on the worker."""
+    was_timing = torch.backends.cudnn.benchmark
     torch.backends.cudnn.benchmark = False
     try:
         yield
     finally:
-        model.train(was_training)
         torch.backends.cudnn.benchmark = was_timing
 
 
@@ -260,7 +268,7 @@ def average_statistics(
     for batches in steps:
         mine = torch.zeros((len(batches), len(total)), dtype=torch.float64)
         for row, batch in zip(mine, batches, strict=True):
-            with precision.autocast(device):
+            with precision.autocast(device), _kernels_chosen_by_shape():
                 model(batch.images)
             row.copy_(torch.cat([s.double() for s in statistics]))
         numbers = [number for batch in batches for number in batch.micro_batches]  # one of each batch

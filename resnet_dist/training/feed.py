@@ -11,13 +11,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from resnet_dist.config.recipe import Recipe, steps_per_epoch, train_size
+from resnet_dist.config.recipe import Recipe, steps_per_epoch
 from resnet_dist.data.batch import Batch
 from resnet_dist.data.decoder import eval_images, train_images
 from resnet_dist.data.loader import BetonLoader
 from resnet_dist.data.order import PageShuffle, eval_batch_size, micro_batch_share, train_order
 from resnet_dist.training.context import RunContext, TrainingJob
-from resnet_dist.training.launches import launch_numbers
 
 
 class Loader(Protocol):
@@ -77,7 +76,7 @@ def steps_from(
     first_step: int,
     *,
     launches: Sequence[range] | None = None,
-    num_layers: int = 0,
+    numbers: Callable[[int, range], NDArray[np.int64]] | None = None,
 ) -> Generator[list[Batch], None, None]:
     """This worker's micro-batches, step by step, from `first_step` of `epoch` to the epoch's end.
 
@@ -85,7 +84,7 @@ def steps_from(
 
     Args:
         launches: which micro-batches are in one batch, as `TrainStep.prepare` gives them. None: each on its own.
-        num_layers: random layers of the net, for which each batch brings keys.
+        numbers: from the step's number and a launch to the `numbers` of its batch.
     """
     train = recipe.train
     order = train_order(
@@ -103,14 +102,15 @@ def steps_from(
     share = micro_batch_share(train.num_micro_batches, ctx.rank, ctx.world_size)
     launches = launches or [share[i : i + 1] for i in range(len(share))]
     sizes = [len(launch) * train.micro_batch_size for launch in launches]
-    image_px = train_size(recipe.data, epoch, train.total_epochs)
     step = epoch * steps_per_epoch(split.num_samples, train.global_batch_size) + first_step
 
-    def numbers(index: int) -> NDArray[np.int64]:
+    def of_batch(index: int) -> NDArray[np.int64]:
+        assert numbers is not None
         steps, launch = divmod(index, len(launches))
-        return launch_numbers(recipe, step + steps, launches[launch], num_layers=num_layers, image_px=image_px)
+        return numbers(step + steps, launches[launch])
 
-    with closing(batches_of(split, ctx, epoch, order.reshape(-1), sizes=sizes, numbers=numbers)) as batches:
+    drawn = None if numbers is None else of_batch
+    with closing(batches_of(split, ctx, epoch, order.reshape(-1), sizes=sizes, numbers=drawn)) as batches:
         # zip advances the launches first, so it never takes a batch of the next step.
         while local := [replace(batch, micro_batches=mine) for mine, batch in zip(launches, batches, strict=False)]:
             yield local

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -32,6 +33,8 @@ GPU_IMAGES = 512
 """Images of a launch on a GPU, at most: with more, ResNets gain nothing."""
 MEMORY_SHARE = 0.8
 """Of the GPU's free memory: the rest is for the optimizer's state, evaluation and fragments."""
+NO_GRAPHS = "CUDA graphs are disabled (slower, same results)"
+"""The beginning of the line that says why."""
 _WARM_UP_LAUNCHES, _TIMED_LAUNCHES = 3, 5
 _CLEARLY = 1.03
 """One micro-batch a launch is taken only if it is this many times as fast: all workers should choose alike."""
@@ -41,10 +44,11 @@ def cut(share: range, most: int) -> list[range]:
     """A worker's micro-batches, in launches of at most `most`, as equal as possible.
 
     >>> cut(range(4, 9), 2)
-    [range(4, 6), range(6, 8), range(8, 9)]
+    [range(4, 5), range(5, 7), range(7, 9)]
     """
-    size = -(-len(share) // -(-len(share) // most))
-    return [share[start : start + size] for start in range(0, len(share), size)]
+    count = -(-len(share) // most)
+    bounds = [len(share) * i // count for i in range(count + 1)]
+    return [share[start:stop] for start, stop in pairwise(bounds)]
 
 
 def merged_on_cpu(micro_batch_size: int, image_px: int, num_micro_batches: int, *, precision: str) -> int:
@@ -95,7 +99,6 @@ class Launches:
         forward_backward: takes a batch of k micro-batches, adds to the gradients, returns [k, 2].
         uses_graphs: whether to capture graphs. Only with a `FastReduction` on a GPU.
         log: takes one line for the user.
-        captures: `capture`, or a stand-in for it.
     """
 
     def __init__(
@@ -106,11 +109,10 @@ class Launches:
         *,
         uses_graphs: bool,
         log: Callable[[str], None],
-        captures: Callable[[Callable[[], Tensor], Any], Graph] | None = None,
     ) -> None:
         self._forward_backward, self._reduction, self._statistics = forward_backward, reduction, statistics
         self._log = log
-        self._uses_graphs, self._captures = uses_graphs, captures or capture
+        self._uses_graphs = uses_graphs
         self._pool: Any = None
         """The graphs' shared memory: that of the first one, since the others never run at the same time."""
         self._rehearsed: dict[torch.Size, tuple[Batch, Graph] | None] = {}
@@ -180,7 +182,7 @@ class Launches:
         assert isinstance(self._reduction, FastReduction)
         try:
             self._reduction.start_graphs()
-            graph = self._captures(run, self._pool)
+            graph = capture(run, self._pool)
         except torch.OutOfMemoryError:
             raise
         except (RuntimeError, TypeError) as error:  # TypeError: this PyTorch has no external events
@@ -191,13 +193,13 @@ class Launches:
             self._rehearsed.update(dict.fromkeys(shapes))
             self._reduction.end_graphs()
             reason = " ".join(str(error).split())[:300]
-            self._log(f"CUDA graphs are left aside, which costs speed but changes no result: {reason}")
+            self._log(f"{NO_GRAPHS}: {reason}")
             return
         self._pool = graph.pool()
         self._rehearsed[batch.images.shape] = batch, graph
         if not self._reduction.is_recorded_in_time(graph.replay):
             self._reduction.end_graphs()
-            self._log("gradients are sent after each CUDA graph instead of during it: its events come too early")
+            self._log("gradients are sent after each CUDA graph instead of during it: its events fire too early")
 
     def best_merge(
         self,
@@ -228,11 +230,15 @@ class Launches:
             most //= 2  # the estimate was too high: a merged launch may use other kernels
         heartbeat()
         if most == 1 or compiled:
+            if num_micro_batches > 1:
+                self._log(f"micro-batches in a launch: {most} of a worker's {num_micro_batches}, which fit the memory")
             return most
         speeds[most] = most * micro_batch_size / self._launch_s(merged)
         best = most if speeds[most] * _CLEARLY > speeds[1] else 1
         measured = ", ".join(f"{k}: {speed:,.0f} images/s" for k, speed in speeds.items())
         self._log(f"micro-batches in a launch: {best} of a worker's {num_micro_batches} ({measured})")
+        if best == 1:
+            self.forget()
         return best
 
     def _fits(self, batch: Batch) -> bool:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Generator
 from contextlib import ExitStack
 from functools import partial
@@ -12,6 +11,7 @@ from itertools import islice
 from resnet_dist.config.recipe import train_size
 from resnet_dist.data.batch import Batch
 from resnet_dist.data.order import eval_batch_size, micro_batch_share
+from resnet_dist.storage.locations import is_url
 from resnet_dist.tracking.tracker import CONFUSION, Tracker
 from resnet_dist.training.checkpoint_manager import CheckpointManager
 from resnet_dist.training.collectives import Requests, Vote, share_state
@@ -26,6 +26,7 @@ from resnet_dist.training.model import (
     build_classifier,
     build_optimizer,
     classifier_around,
+    compile_cache,
     compile_model,
     name_nondeterministic_operation,
     recompute_blocks,
@@ -45,10 +46,10 @@ def run_worker(job: TrainingJob, ctx: RunContext, tracker: Tracker) -> WorkerRes
         Fault: bad data, a damaged checkpoint, a loader that failed.
     """
     set_backends(job.recipe.train)
-    if job.recipe.train.compile:
-        # In the run's storage: a node that joins, or a restarted group, finds what the others have compiled.
-        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(ctx.storage.folder / "compile-cache"))
     with ExitStack() as stack, name_nondeterministic_operation():
+        if job.recipe.train.compile and not is_url(ctx.storage.location):
+            # In the run's folder: a node that joins, or a restarted group, finds what the others have compiled.
+            stack.enter_context(compile_cache(ctx.storage.folder / "compile-cache"))
         trainer = Trainer(job, ctx, tracker, *open_data(job, ctx.device, stack))
         trainer.restore()
         ctx.progress(trainer.state.step, {})
@@ -229,10 +230,8 @@ class Trainer:
         if self._launches != launches:
             self._launches = launches
             self.tracker.tags({"micro_batches_by_launch": "+".join(str(len(launch)) for launch in launches)})
-        num_layers = len(self.train_step.noise)
-        return steps_from(
-            self.train, self.recipe, self.ctx, epoch, first_step, launches=launches, num_layers=num_layers
-        )
+        numbers = partial(self.train_step.numbers, image_px=image_px)
+        return steps_from(self.train, self.recipe, self.ctx, epoch, first_step, launches=launches, numbers=numbers)
 
     def _log(self) -> Divergence | None:
         """Adds a point to the curves for the steps since the last one, if there are any."""

@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -28,11 +29,25 @@ DECAYED_MODULES = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
 def compile_model(model: nn.Module) -> nn.Module:
     """`model` compiled, with the same parameters."""
     # Every image size gets its own graph: one for all sizes would depend on the size at which the run was resumed. So
-    # does every number of merged micro-batches, two at most. Above its limit torch would run uncompiled.
+    # does every number of merged micro-batches. Above its limit torch would run uncompiled.
     torch._dynamo.config.recompile_limit = _RECOMPILE_LIMIT
     torch._dynamo.config.fail_on_recompile_limit_hit = True
     result: nn.Module = torch.compile(model, dynamic=False)  # type: ignore[assignment]
     return result
+
+
+@contextmanager
+def compile_cache(folder: Path) -> Iterator[None]:
+    """Within the context, what torch.compile makes is kept in `folder`, unless the environment names another."""
+    key = "TORCHINDUCTOR_CACHE_DIR"
+    if key in os.environ:
+        yield
+        return
+    os.environ[key] = str(folder)
+    try:
+        yield
+    finally:
+        del os.environ[key]
 
 
 def build_classifier(recipe: Recipe) -> ImageClassifier:
@@ -189,5 +204,6 @@ class Sgd(torch.optim.SGD):
         # the first step gives 0 * momentum + gradient, as it should.
         for group in self.param_groups if self._on_gpu else ():
             for parameter in group["params"] if group["momentum"] else ():
-                if self.state[parameter].get("momentum_buffer") is None:
-                    self.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+                # In the parameter's memory order, as the kernel needs it: checkpoints of earlier versions have others.
+                own, given = torch.zeros_like(parameter), self.state[parameter].get("momentum_buffer")
+                self.state[parameter]["momentum_buffer"] = own if given is None else own.copy_(given)

@@ -188,9 +188,8 @@ class FastReduction:
                 self._send(bucket)
         self._unsent.clear()
         if self._stream is not None:
-            torch.cuda.current_stream(self._device).wait_stream(
-                self._stream
-            )  # which rounds, if gradients are compressed
+            # It rounds, if gradients are compressed; with one worker there is no all-reduce to wait for.
+            torch.cuda.current_stream(self._device).wait_stream(self._stream)
         if self._world_size > 1:
             self.wait.begin()
         for bucket in self._buckets:
@@ -218,7 +217,7 @@ class FastReduction:
         self._stream = torch.cuda.Stream(self._device)
 
     def end_graphs(self) -> None:
-        """From now on, buckets are sent when a whole graph has run. Graphs go on recording the events."""
+        """From now on, buckets are sent when a whole graph has run. Graphs keep recording the events."""
         self._stream, self._events_are_early = None, True
 
     def is_recorded_in_time(self, replay: Callable[[], object]) -> bool:

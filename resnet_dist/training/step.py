@@ -8,6 +8,7 @@ from functools import partial
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, one_hot
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
@@ -139,7 +140,8 @@ class TrainStep:
         train = self.recipe.train
         share = micro_batch_share(train.num_micro_batches, self.rank, self.world_size)
         if self.most_merged is None:
-            self.most_merged = self._choose_merge(len(share), heartbeat)
+            largest_share = -(-train.num_micro_batches // self.world_size)  # so that all workers choose alike
+            self.most_merged = self._choose_merge(largest_share, heartbeat)
         # What is compiled takes minutes. All workers compile the launches of all, in the same time, and none has to
         # wait long for the others in the first collective.
         ranks = range(self.world_size) if train.compile else [self.rank]
@@ -160,14 +162,19 @@ class TrainStep:
         train, image_px = self.recipe.train, self.recipe.data.train.size
         if self.device.type == "cuda":
             batch_of = partial(self.rehearsal_batch, image_px=image_px)
+            self._prepared_px = image_px
             return self.launches.best_merge(batch_of, num_micro_batches, compiled=train.compile, heartbeat=heartbeat)
         return merged_on_cpu(train.micro_batch_size, image_px, num_micro_batches, precision=train.precision)
+
+    def numbers(self, step: int, micro_batches: range, image_px: int) -> NDArray[np.int64]:
+        """What is drawn for a launch of step number `step`: the `numbers` of its batch."""
+        return launch_numbers(self.recipe, step, micro_batches, num_layers=len(self.noise), image_px=image_px)
 
     def rehearsal_batch(self, k: int, image_px: int) -> Batch:
         """A batch of k micro-batches with arbitrary images, on the device."""
         num_images, micro_batches = k * self.recipe.train.micro_batch_size, range(k)
         shape = (num_images, image_px, image_px, 3)
-        numbers = launch_numbers(self.recipe, 0, micro_batches, num_layers=len(self.noise), image_px=image_px)
+        numbers = self.numbers(0, micro_batches, image_px)
         return Batch(
             torch.arange(math.prod(shape), device=self.device).remainder(251).to(torch.uint8).view(shape),
             torch.zeros(num_images, dtype=torch.int64, device=self.device),

@@ -9,7 +9,7 @@ import hashlib
 import json
 import sys
 from contextlib import closing
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
@@ -24,7 +24,7 @@ from resnet_dist.data.loader import BetonLoader
 from resnet_dist.data.mixing import mix
 from resnet_dist.data.order import PageShuffle, micro_batch_share
 from resnet_dist.training.feed import OpenSplit, steps_from
-from resnet_dist.training.launches import cut
+from resnet_dist.training.launches import cut, launch_numbers
 
 GLOBAL_BATCH, MICRO_BATCH, LAST_STEP = 12, 3, 6
 """Four micro-batches of three; 40 samples make three steps an epoch, and four are left over."""
@@ -80,21 +80,19 @@ def rank_digests(setting: Setting, leg: Leg, rank: int) -> dict[str, str]:
     loader = open_loader(setting.beton, setting.transform, setting.decoder, leg.num_threads)
     num_samples = len(loader.page_of_sample)
     pages = PageShuffle(np.arange(num_samples) // 5, 3) if setting.shuffle == "page" else None
-    train = SimpleNamespace(
-        global_batch_size=GLOBAL_BATCH, micro_batch_size=MICRO_BATCH, num_micro_batches=4, total_epochs=9
-    )
+    train = SimpleNamespace(global_batch_size=GLOBAL_BATCH, micro_batch_size=MICRO_BATCH, num_micro_batches=4)
     mixing = Mixing(mixup_alpha=0.2, cutmix_alpha=1.0)
-    size = SimpleNamespace(size=32)
-    data = SimpleNamespace(augmentation_repeats=1, mixing=mixing, progressive_size=None, train=size)
+    data = SimpleNamespace(augmentation_repeats=1, mixing=mixing)
     recipe: Any = SimpleNamespace(seed=SEED, train=train, data=data)
     ctx: Any = SimpleNamespace(rank=rank, world_size=leg.world_size, heartbeat=lambda: None)
     split = OpenSplit(loader, num_samples, pages)
+    numbers = partial(launch_numbers, recipe, num_layers=0, image_px=32)
     launches = cut(micro_batch_share(4, rank, leg.world_size), leg.num_threads)  # merged or not: the same pixels
     found = {}
     step = leg.first_step
     while step < leg.end_step:
         epoch, first_step = divmod(step, num_samples // GLOBAL_BATCH)
-        with closing(steps_from(split, recipe, ctx, epoch, first_step, launches=launches)) as steps:
+        with closing(steps_from(split, recipe, ctx, epoch, first_step, launches=launches, numbers=numbers)) as steps:
             for batches in steps:
                 for batch in batches:
                     k, targets = len(batch.micro_batches), one_hot(batch.labels, 10).float()

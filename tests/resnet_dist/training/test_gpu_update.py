@@ -115,16 +115,17 @@ def test_a_fused_update_has_its_momentum_before_the_first_step() -> None:
         assert all(group["fused"] for group in other.param_groups)
 
 
-def test_zeros_are_a_momentum_to_start_with() -> None:
-    """What the fused update starts with is what torch's other updates do in their first step."""
-    started, other = (torch.nn.Parameter(torch.ones(3)) for _ in range(2))
-    optimizers = [torch.optim.SGD([p], lr=0.1, momentum=0.9, nesterov=True, weight_decay=0.1) for p in (started, other)]
-    optimizers[0].state[started]["momentum_buffer"] = torch.zeros(3)
-    for _ in range(2):
-        for parameter, optimizer in zip((started, other), optimizers, strict=True):
-            parameter.grad = torch.tensor([0.1, -0.3, 1e-30])
-            optimizer.step()
-        assert torch.equal(started, other)
+def test_momentum_of_a_checkpoint_gets_the_parameters_memory_order() -> None:
+    """The fused kernel needs it; earlier versions of `exact` wrote NCHW for NHWC weights."""
+    recipe = small.recipe()
+    with fake_cuda():
+        net = on_fake_cuda(recipe).net
+        optimizer = build_optimizer(net, recipe.optim)
+        saved = optimizer.state_dict()
+        for state in saved["state"].values():
+            state["momentum_buffer"] = state["momentum_buffer"].contiguous()
+        optimizer.load_state_dict(saved)
+        assert all(optimizer.state[p]["momentum_buffer"].stride() == p.stride() for p in net.parameters())
 
 
 def test_a_checkpoint_of_a_gpu_trains_unfused_on_a_cpu() -> None:
