@@ -167,7 +167,7 @@ class Settings(NamedTuple):
 
     @property
     def arms(self) -> list[str]:
-        """A plain DDP loop, and this project's in several forms."""
+        """A bare DDP loop, and this project's in several forms."""
         return ["bare", *(name for name in OURS if name != "merged" or self.micro_batches > 1)]
 
     @property

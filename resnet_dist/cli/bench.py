@@ -13,7 +13,7 @@ Peers = Annotated[list[str] | None, typer.Option("--peer", help="One of the tabl
 Jpegs = Annotated[Path, typer.Argument(metavar="FILE.beton", help="A beton of JPEGs, of the size that you train on.")]
 
 bench_app = typer.Typer(
-    no_args_is_help=True, help="Benchmark parts of this system against alternatives, in alternating passes."
+    no_args_is_help=True, help="Measure parts of this system, beside alternatives where there are any."
 )
 
 
@@ -267,16 +267,20 @@ def bench_gpu(
     ] = None,
     output: Annotated[
         Path | None,
-        typer.Option(metavar="STEM", help="Write the table to STEM.md and all measurements to STEM.json too."),
+        typer.Option(metavar="STEM", help="Write a table to STEM.md and all measurements to STEM.json."),
     ] = None,
     cpu: Annotated[
-        bool, typer.Option("--cpu", help="Run the checks that mean something on a CPU there, with tiny nets.")
+        bool, typer.Option("--cpu", help="Run on the CPU, with tiny nets, the checks that make sense there.")
     ] = False,
 ) -> None:
     """Prove on one GPU that the GPU side of this project is right, and measure how fast it is.
 
     Checks run one after the other, each in a process of its own and for a minute at most, all within ten minutes. Exit
     code 1 if one fails. `python -m resnet_dist.bench.gpu` is the same program for machines without Ray and MLflow.
+
+    The checks: environment, loader, copies, host-syncs, layout, numbers, merged, graphs, exact, resume, reduction,
+    agreement, compile, speed-eager, speed-graphs, speed-fp16, speed-compiled, host-share, optimizers, batch-norm,
+    full-loop, snapshot, other-paths. docs/gpu_check.md says what each does.
 
     Example: resnet-dist bench gpu --output gpu_h100
     """

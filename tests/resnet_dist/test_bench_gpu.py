@@ -21,7 +21,8 @@ from resnet_dist.bench.gpu import runner
 from resnet_dist.bench.gpu.__main__ import main
 from resnet_dist.bench.gpu.profiled import hidden_share, merged
 from resnet_dist.bench.gpu.result import Result, Skipped, largest
-from resnet_dist.bench.gpu.runner import CHECKS, Check, Outcome, run_all, run_apart, run_here, select
+from resnet_dist.bench.gpu.runner import CHECKS, Check, Outcome, run_all, run_apart, run_here, select, wrapped
+from resnet_dist.cli.bench import bench_gpu
 from resnet_dist.data.batch import HostBuffers
 from resnet_dist.models.batch_norm import BatchNorm2d
 from resnet_dist.models.classifier import ImageClassifier
@@ -42,18 +43,37 @@ def backends() -> Iterator[None]:
 # On a CPU
 
 
-def test_every_check_that_means_something_on_a_cpu_passes_there(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_every_check_that_makes_sense_on_a_cpu_passes_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--cpu", "--in-process", "--output", str(tmp_path / "reports" / "cpu")]) == 0
     printed = capsys.readouterr().out
     report = json.loads((tmp_path / "reports" / "cpu.json").read_text())
     status = {check["name"]: check["status"] for check in report["checks"]}
     assert list(status) == [check.name for check in CHECKS if check.on_cpu]
     assert set(status.values()) <= {"pass", "measured"}
-    # A line for each as it ends, and the table that the file has
-    assert all(f" {name} " in printed.partition("\n\n")[0] for name in status)
-    assert (tmp_path / "reports" / "cpu.md").read_text() in printed
+    # A line for each as it ends, and a table in the file alone
+    table = (tmp_path / "reports" / "cpu.md").read_text()
+    assert all(f" {name} " in printed and f"| {name} |" in table for name in status)
+    assert "|---|" not in printed
+    assert printed.count("not judged on a CPU") == 2
+
+
+@pytest.mark.parametrize("check", [check for check in CHECKS if not check.on_cpu], ids=lambda check: check.name)
+def test_a_check_that_needs_a_gpu_is_skipped_on_a_cpu(check: Check) -> None:
+    outcome = run_here(check, torch.device("cpu"), True)
+    assert (outcome.status, outcome.line) == ("skipped", "needs a GPU")
+
+
+def test_lines_are_wrapped_beside_the_names() -> None:
+    text = str(Outcome("12d", "speed-compiled", "measured", "words of a line " * 20, 3.0))
+    first, *others = wrapped(text, 80).splitlines()
+    assert first.startswith("12d speed-compiled  measured   3.0 s  words of")
+    assert all(line[:20].isspace() and line[20] != " " and len(line) <= 80 for line in others)
+    assert " ".join([first, *(line.strip() for line in others)]) == text.strip()
+
+
+def test_the_help_of_the_command_names_every_check() -> None:
+    described = " ".join((bench_gpu.__doc__ or "").split())
+    assert f"The checks: {', '.join(check.name for check in CHECKS)}." in described
 
 
 def no_groups(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,6 +10,7 @@ import faulthandler
 import hashlib
 import json
 import os
+import shutil
 import signal
 import sys
 import time
@@ -45,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not options.cpu and not torch.cuda.is_available():
         from resnet_dist.bench.gpu.machine import why_no_gpu
 
-        return usage_error(f"{why_no_gpu()}; --cpu runs, in small, the checks that mean something on a CPU")
+        return usage_error(f"{why_no_gpu()}; --cpu runs, with tiny nets, the checks that make sense on a CPU")
     device = torch.device("cpu") if options.cpu else torch.device("cuda", 0)
     checks = runner.select(options.check, on_cpu=options.cpu)
     if options.outcome is not None:
@@ -68,10 +69,10 @@ def parser() -> argparse.ArgumentParser:
         "--check", action="append", default=[], metavar="NAME", help="Run only this check; repeatable.  [default: all]"
     )
     result.add_argument(
-        "--output", type=Path, metavar="STEM", help="Write the table to STEM.md and all measurements to STEM.json too."
+        "--output", type=Path, metavar="STEM", help="Write a table to STEM.md and all measurements to STEM.json."
     )
     result.add_argument(
-        "--cpu", action="store_true", help="Run the checks that mean something on a CPU there, with tiny nets."
+        "--cpu", action="store_true", help="Run on the CPU, with tiny nets, the checks that make sense there."
     )
     result.add_argument(
         "--in-process", action="store_true", help="Run all checks in one process: starts faster, but without limits."
@@ -119,14 +120,18 @@ def run_checks(checks: Sequence[runner.Check], device: Any, options: argparse.Na
         command = [sys.executable, "-m", "resnet_dist.bench.gpu", "--check", check.name, *flags]
         return runner.run_apart(check, [*command, "--limit", str(limit_s), "--outcome"], limit_s)
 
+    def show(text: str) -> None:
+        width = shutil.get_terminal_size().columns if sys.stdout.isatty() else 0
+        print(runner.wrapped(text, width) if width else text, flush=True)
+
     def report(outcome: runner.Outcome) -> None:
         outcomes.append(outcome)
         if options.output is not None:
             runner.write_report(options.output, outcomes, head)
-        print(outcome, flush=True)
+        show(str(outcome))
 
     began_s = time.monotonic()
-    print(head, flush=True)
+    show(head)
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends the check that runs, too
     try:
         runner.run_all(checks, run, report)
@@ -135,7 +140,7 @@ def run_checks(checks: Sequence[runner.Check], device: Any, options: argparse.Na
         stopped = "Stopped before the end: "
     finally:
         signal.signal(signal.SIGTERM, before)
-    print(f"\n{runner.table(outcomes, head)}\n{stopped}{runner.summary(outcomes, time.monotonic() - began_s)}")
+    print(f"\n{stopped}{runner.summary(outcomes, time.monotonic() - began_s)}")
     return 1 if stopped or any(outcome.status == "FAIL" for outcome in outcomes) else 0
 
 

@@ -8,6 +8,7 @@ import re
 import signal
 import subprocess
 import tempfile
+import textwrap
 import time
 import traceback
 from collections.abc import Callable, Iterable, Sequence
@@ -37,10 +38,12 @@ class Check(NamedTuple):
     module: str
     """In `resnet_dist.bench.gpu`; its function has the check's name."""
     on_cpu: bool = True
-    """Whether it means something on a CPU."""
+    """Whether it makes sense on a CPU."""
 
     def run(self, device: Any, small: bool) -> Result:
         """`small`: tiny nets and data, for tests. Raises Skipped if it cannot run here."""
+        if not self.on_cpu and device.type == "cpu":
+            raise Skipped("needs a GPU")
         function: Callable[[Any, bool], Result] = getattr(
             import_module(f"resnet_dist.bench.gpu.{self.module}"), self.name.replace("-", "_")
         )
@@ -90,7 +93,7 @@ class Outcome:
 
 
 def select(names: Sequence[str], *, on_cpu: bool) -> list[Check]:
-    """The checks of these names or numbers; all that mean something on the device, if there are none."""
+    """The checks of these names or numbers; all that make sense on the device, if there are none."""
     if names:
         return [check for check in CHECKS if check.name in names or check.number in names]
     return [check for check in CHECKS if check.on_cpu or not on_cpu]
@@ -209,6 +212,11 @@ def run_all(
         outcomes.append(outcome)
         report(outcome)
     return outcomes
+
+
+def wrapped(text: str, width: int) -> str:
+    """With the lines after the first indented, so that the checks' names stay a column of their own."""
+    return textwrap.fill(text, width, subsequent_indent=20 * " ", break_long_words=False, break_on_hyphens=False)
 
 
 def table(outcomes: Sequence[Outcome], head: str) -> str:
