@@ -57,7 +57,7 @@ def read_log(environment: Mapping[str, str]) -> str:
 
 
 def remove_log(environment: Mapping[str, str]) -> None:
-    """The file of `log_settings`, if there is one. NCCL goes on writing to it, unseen."""
+    """The file of `log_settings`, if there is one. NCCL keeps writing to the deleted file."""
     if file := _own_log(environment):
         shutil.rmtree(file.parent, ignore_errors=True)
 

@@ -46,7 +46,7 @@ class Workload:
     """Bytes of one gradient value on the network: fp32 in every precision, unless `train.gradient_compression` halves
     it."""
     messages_bytes: tuple[int, ...] | None
-    """Messages in which a step's gradients are sent after the backward pass; None: in DDP's buckets, during it."""
+    """Messages in which a step's gradients are sent after the backward pass; None: in buckets, during it."""
     decoder: str
     optimizer: str
     reduction: Literal["fast", "exact", "powersgd"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import signal
 import subprocess
 import sys
@@ -171,6 +172,14 @@ def test_without_a_gpu_it_says_why_in_one_line(
     assert error.count("\n") == 1
 
 
+def test_without_nvidia_ml_py_it_still_finds_the_driver_and_the_gpus(nvml_folder: Path) -> None:
+    code = "import sys; sys.modules['pynvml'] = None; from resnet_dist.bench.gpu.machine import installed_gpus; "
+    code += "node = installed_gpus(); print(node.driver, len(node.gpus))"
+    environment = os.environ | {"LD_LIBRARY_PATH": str(nvml_folder)}
+    ran = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, timeout=60, check=True)
+    assert ran.stdout.decode() == "580.65.06 2\n"
+
+
 def test_an_unknown_check_is_named(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--cpu", "--check", "speeed"]) == 2
     assert "speeed: there is no such check; there are environment, loader," in capsys.readouterr().err
@@ -202,7 +211,7 @@ def test_a_check_that_does_not_end_itself_is_killed_with_what_it_started(monkeyp
     monkeypatch.setattr(runner, "_KILL_LIMIT_S", 0.5)
     child = "import subprocess; p = subprocess.Popen(['sleep', '60']); print(p.pid, flush=True); time.sleep(60)"
     outcome = apart(child, limit_s=1.0)
-    assert outcome.line == "limit: not done after 1 s; and it did not end then"
+    assert outcome.line == "limit: not done after 1 s; and it did not end itself"
     pid = int(outcome.measured["log"])
     deadline_s = time.monotonic() + 5
     while Path(f"/proc/{pid}").exists() and "Z" not in Path(f"/proc/{pid}/stat").read_text().split()[2]:
@@ -294,6 +303,6 @@ def test_the_hidden_part_of_copies() -> None:
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("check", CHECKS, ids=[check.name for check in CHECKS])
 def test_a_check_on_a_gpu(check: Check) -> None:
-    """In small; `resnet-dist bench gpu` runs them in full."""
+    """Scaled down; `resnet-dist bench gpu` runs them in full."""
     outcome = run_here(check, torch.device("cuda", 0), True)
     assert outcome.status != "FAIL", f"{outcome.line}\n{outcome.measured.get('traceback', '')}"

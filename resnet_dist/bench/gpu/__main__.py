@@ -34,8 +34,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         known = ", ".join(check.name for check in runner.CHECKS)
         return usage_error(f"--check {' '.join(sorted(unknown))}: there is no such check; there are {known}")
     if options.outcome is not None:
-        # Both write where every thread is. The limit's thread runs whatever holds the interpreter, so a hang in the
-        # driver ends too.
+        # Both write the stacks of all threads. The limit has a thread of its own that needs no interpreter lock, so a
+        # hang in the driver ends too.
         faulthandler.enable()
         faulthandler.dump_traceback_later(options.limit, exit=True)
     other_digests = stand_in_for_digests()
@@ -44,14 +44,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Exception as error:  # noqa: BLE001 - a broken installation raises anything
         return usage_error(f"PyTorch cannot be imported: {runner.one_line(f'{type(error).__name__}: {error}')}")
     if not options.cpu and not torch.cuda.is_available():
-        from resnet_dist.bench.gpu.machine import why_no_gpu
+        from resnet_dist.bench.gpu.machine import cuda_problem
 
-        return usage_error(f"{why_no_gpu()}; --cpu runs, with tiny nets, the checks that make sense on a CPU")
+        return usage_error(f"{cuda_problem()}; --cpu runs, with tiny nets, the checks that make sense on a CPU")
     device = torch.device("cpu") if options.cpu else torch.device("cuda", 0)
     checks = runner.select(options.check, on_cpu=options.cpu)
     if options.outcome is not None:
         write_outcome(runner.run_here(checks[0], device, options.cpu), options.outcome)
-        os._exit(0)  # what CUDA, NCCL or a compiler do at the end may hang, and proves nothing
+        os._exit(0)  # CUDA, NCCL or a compiler may hang at exit, which says nothing about the check
     where = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
     head = f"{where}, PyTorch {torch.__version__}, Python {sys.version.split()[0]}, {time.strftime('%Y-%m-%d')}"
     return run_checks(checks, device, options, head + (_OTHER_DIGESTS if other_digests else ""))

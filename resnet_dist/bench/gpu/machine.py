@@ -7,6 +7,7 @@ import os
 import platform
 import sys
 import time
+from ctypes import byref
 from importlib.util import find_spec
 from statistics import median
 from typing import Any
@@ -17,8 +18,8 @@ from data_prep.native import open_decode_library
 from resnet_dist.bench.gpu.result import Result, Skipped
 from resnet_dist.bench.step import Settings, recipe
 from resnet_dist.errors import UserError
-from resnet_dist.gpus.device import architecture_problem, driver_problem, gpu_problem, this_build
-from resnet_dist.gpus.nvml import read_gpus
+from resnet_dist.gpus.device import architecture_problem, driver_problem, this_build, why_no_gpu
+from resnet_dist.gpus.nvml import Gpu, InstalledGpus, read_gpus
 from resnet_dist.training.device import peak_flops
 from resnet_dist.training.model import build_classifier, build_optimizer
 from resnet_dist.training.state import TrainState
@@ -26,24 +27,29 @@ from resnet_dist.training.state import TrainState
 _MOST_SNAPSHOT_S, _MOST_POLL_S = 0.5, 0.020
 
 
-def driver_version() -> str | None:
-    """As `nvidia-smi` has it; None if there is no driver. Needs no nvidia-ml-py."""
+def installed_gpus() -> InstalledGpus:
+    """As `read_gpus`; without nvidia-ml-py only the driver's version and how many GPUs there are."""
+    node = read_gpus()
+    if node.driver is not None:
+        return node
     try:
         nvml = ctypes.CDLL("libnvidia-ml.so.1")
     except OSError:
-        return None
-    text = ctypes.create_string_buffer(96)
-    if nvml.nvmlInit_v2() or nvml.nvmlSystemGetDriverVersion(text, 96):
-        return None
-    return text.value.decode(errors="replace")
+        return node
+    driver, count = ctypes.create_string_buffer(96), ctypes.c_uint()
+    if nvml.nvmlInitWithFlags(0) or nvml.nvmlSystemGetDriverVersion(driver, 96) or nvml.nvmlDeviceGetCount_v2(byref(count)):
+        return node
+    return InstalledGpus(driver.value.decode(errors="replace"), (Gpu("not known"),) * count.value)
 
 
-def why_no_gpu() -> str:
+def cuda_problem() -> str:
     """Why `torch.cuda.is_available()` says no."""
-    driver = None if read_gpus().driver else driver_version()
-    if driver is None:
-        return gpu_problem()
-    return driver_problem(driver, this_build()) or f"PyTorch finds no GPU under the driver {driver}: is it hidden?"
+    reason = ""
+    try:
+        torch.cuda.init()
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error)
+    return why_no_gpu(this_build(), installed_gpus(), os.environ.get("CUDA_VISIBLE_DEVICES"), reason)
 
 
 def environment(device: torch.device, small: bool) -> Result:
@@ -63,7 +69,7 @@ def environment(device: torch.device, small: bool) -> Result:
         line += f", without {', '.join(missing)}"
     if device.type == "cpu":
         return Result(measured, None, line)
-    properties, driver, build = torch.cuda.get_device_properties(device), driver_version(), this_build()
+    properties, driver, build = torch.cuda.get_device_properties(device), installed_gpus().driver, this_build()
     capability = torch.cuda.get_device_capability(device)
     peak = peak_flops(properties.name, "bf16")
     measured |= {
@@ -102,7 +108,7 @@ def _kernel_problem() -> str | None:
 
 
 def snapshot(device: torch.device, small: bool) -> Result:
-    """Seconds for a copy of the state of ResNet-152 and SGD in the host's memory, and for one poll of the GPU's
+    """Seconds that a copy of the state of ResNet-152 and SGD to the host's memory takes, and a poll of the GPU's
     counters."""
     config = recipe(Settings("resnet8" if small else "resnet152", 32 if small else 224, 1, 1, 1, 1))
     model = build_classifier(config).to(device)
@@ -139,7 +145,7 @@ def _poll_s() -> float:
         raise Skipped(f"{error.name} is not installed") from None
     gpus = NodeGpus()
     if not gpus.values():
-        raise Skipped("NVML tells nothing")
+        raise Skipped("NVML reports nothing")
     times = []
     for _ in range(10):
         began_s = time.perf_counter()
@@ -149,7 +155,7 @@ def _poll_s() -> float:
 
 
 def fitting_batch(device: torch.device) -> int:
-    """Images of a step of ResNet-152 that surely fit: 128 take some 16 GB."""
+    """Images of a step of ResNet-152 that certainly fit: 128 take some 16 GB."""
     return 128 if device.type == "cuda" and torch.cuda.get_device_properties(device).total_memory > 30e9 else 32
 
 

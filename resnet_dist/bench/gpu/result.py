@@ -8,14 +8,14 @@ from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 TIME_S = 30.0
-"""A check with several parts begins none later than this; its process has a minute."""
+"""A check with several parts starts none after this time; its process has a minute."""
 
 
 class Result(NamedTuple):
     measured: dict[str, Any]
     """What was measured, for the JSON file: plain values."""
     passed: bool | None
-    """Whether it keeps its threshold. None: there is none, what was measured is the result."""
+    """Whether it meets its threshold. None: it has none, and what was measured is the result."""
     line: str
     """The same in one line, for people; says the threshold."""
 
@@ -30,7 +30,7 @@ class Clock:
     def __init__(self) -> None:
         self._end_s = time.monotonic() + TIME_S
 
-    def is_up(self) -> bool:
+    def expired(self) -> bool:
         return time.monotonic() > self._end_s
 
 

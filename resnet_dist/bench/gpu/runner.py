@@ -79,7 +79,7 @@ CHECKS = (
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a check."""
+    """How a check ended."""
 
     number: str
     name: str
@@ -112,7 +112,7 @@ def run_here(check: Check, device: Any, small: bool) -> Outcome:
         status = "measured" if passed is None else "pass" if passed else "FAIL"
     except Skipped as reason:
         status, line = "skipped", str(reason)
-    except Exception as error:  # noqa: BLE001 - the other checks go on
+    except Exception as error:  # noqa: BLE001 - the other checks continue
         status, line = "FAIL", f"{type(error).__name__}: {error}"
         measured = {"traceback": traceback.format_exc()}
     return Outcome(check.number, check.name, status, one_line(line), time.perf_counter() - began_s, measured)
@@ -140,10 +140,10 @@ def run_apart(check: Check, command: Sequence[str], limit_s: float) -> Outcome:
 
     with tempfile.TemporaryDirectory(prefix="resnet-dist-bench-") as folder:
         result, log = Path(folder) / "result.json", Path(folder) / "log"
-        with log.open("w") as words:
+        with log.open("w") as output:
             # A session of its own, so that what its compiler started is killed with it.
             process = subprocess.Popen(
-                [*command, str(result)], stdin=subprocess.DEVNULL, stdout=words, stderr=words, start_new_session=True
+                [*command, str(result)], stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True
             )
             code: int | None = None
             try:
@@ -157,13 +157,13 @@ def run_apart(check: Check, command: Sequence[str], limit_s: float) -> Outcome:
         text = log.read_text(encoding="utf-8", errors="replace")
         where = where_it_was(text)
         if code is None or "Timeout (" in text:
-            return failed(f"limit: not done after {limit_s:.0f} s; {where or 'and it did not end then'}")
+            return failed(f"limit: not done after {limit_s:.0f} s; {where or 'and it did not end itself'}")
         how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
         return failed(f"its process {how}; {where or f'its last line: {last_line(text)}'}")
 
 
 def kill_session(process: subprocess.Popen[bytes]) -> None:
-    """Ends the process and those that it started. Waits, but not for ever: one that is stuck in the driver stays."""
+    """Ends the process and those that it started. The wait has a limit: a process that is stuck in the driver stays."""
     with suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     with suppress(subprocess.TimeoutExpired):

@@ -19,7 +19,7 @@ from resnet_dist.bench.gpu import runner
 from resnet_dist.bench.gpu.machine import synchronize
 from resnet_dist.bench.gpu.profiled import layout_kernels
 from resnet_dist.bench.gpu.result import Clock, Result
-from resnet_dist.bench.gpu.steps import EAGER, described, relative
+from resnet_dist.bench.gpu.steps import EAGER, described, disabled_graphs, relative
 from resnet_dist.bench.gpu.synthetic import Points, in_memory_run
 from resnet_dist.bench.step import (
     Settings,
@@ -131,7 +131,7 @@ class Arm(NamedTuple):
 
 _ONE_BY_ONE, _ALL = {"micro_batches_per_launch": 1}, {"micro_batches_per_launch": 10**6}
 _SIZES = (256, 32, 128, 64)
-"""The order in which they are measured, as far as the time goes."""
+"""In the order in which they are measured, while there is time."""
 
 
 def speed_eager(device: torch.device, small: bool) -> Result:
@@ -179,7 +179,7 @@ def compared(
     clock = Clock()
     for size in _SIZES[:1] if small else _SIZES:
         for arm in (arm for arm in arms if size in arm.sizes):
-            if clock.is_up():
+            if clock.expired():
                 cells[arm.name][size] = "no time"
                 continue
             settings = Settings(model, side, size, 1, steps, rounds=3, micro_batches=images // size)
@@ -190,8 +190,8 @@ def compared(
     if not bare or not ours:
         return Result(measured, None, f"nothing to compare: {rows_of(cells)}")
     line = f"{model} {precision}, images/s (micro-batch): {rows_of(cells)}; our best is {ours / bare:.1%} of bare"
-    if left_aside := [note for note in notes if "left aside" in note]:
-        line += f"; {left_aside[0]}"
+    if disabled := disabled_graphs(notes):
+        line += f"; {disabled[0]}"
     if small:
         return Result(measured, None, line)
     return Result(measured, ours >= _LEAST_OF_BARE * bare, f"{line} (limit {_LEAST_OF_BARE:.0%})")
@@ -234,16 +234,31 @@ def speed(
     return settings.steps * settings.global_batch_size / median(times[1:])
 
 
-def seconds_of(block: Callable[[], Any], device: torch.device, repeats: int) -> Iterable[float]:
+def seconds_of(
+    block: Callable[[], Any], device: torch.device, repeats: int, clock: Callable[[], float] = time.perf_counter
+) -> Iterable[float]:
     for _ in range(repeats):
         synchronize(device)
-        began_s = time.perf_counter()
+        began_s = clock()
         block()
         synchronize(device)
-        yield time.perf_counter() - began_s
+        yield clock() - began_s
 
 
 # Parts of a step
+
+
+def median_ms(run: Callable[[], Any], device: torch.device) -> float:
+    """Milliseconds of a call: the median of ten, after three to warm up.
+
+    On a CPU it is CPU time, which does not count other programs', with one thread: several spin while they wait for
+    each other.
+    """
+    clock = time.perf_counter
+    if device.type == "cpu":
+        clock = time.process_time
+        torch.set_num_threads(1)
+    return 1e3 * median(list(seconds_of(run, device, 13, clock))[3:])
 
 
 def host_share(device: torch.device, small: bool) -> Result:
@@ -295,8 +310,7 @@ def optimizers(device: torch.device, small: bool) -> Result:
             continue
         for parameter, gradient in zip(model.parameters(), gradients, strict=True):
             parameter.grad = gradient.clone(memory_format=torch.preserve_format)
-        times = list(seconds_of(optimizer.step, device, 3 if small else 10))
-        found[name] = 1e3 * median(times[2:])
+        found[name] = median_ms(optimizer.step, device)
     shown = ", ".join(f"{name} {ms:.2f}" if isinstance(ms, float) else f"{name}: {ms}" for name, ms in found.items())
     return Result({"ms": found}, None, f"an update of {config.model.name}, ms: {shown}")
 
@@ -322,7 +336,7 @@ def batch_norm(device: torch.device, small: bool) -> Result:
         name += " compiled" if compiled else ""
         run = partial(_forward_backward, layer, x, torch.randn_like(x))
         try:
-            found[name] = 1e3 * median(list(seconds_of(run, device, 3 if small else 12))[2:])
+            found[name] = median_ms(run, device)
         except Exception as error:  # noqa: BLE001 - a compiler raises anything; the others are measured
             found[name] = runner.one_line(f"{type(error).__name__}: {error}")[:80]
     shown = ", ".join(f"{name} {ms:.2f}" if isinstance(ms, float) else f"{name}: {ms}" for name, ms in found.items())
