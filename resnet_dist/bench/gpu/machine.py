@@ -37,7 +37,11 @@ def installed_gpus() -> InstalledGpus:
     except OSError:
         return node
     driver, count = ctypes.create_string_buffer(96), ctypes.c_uint()
-    if nvml.nvmlInitWithFlags(0) or nvml.nvmlSystemGetDriverVersion(driver, 96) or nvml.nvmlDeviceGetCount_v2(byref(count)):
+    if (
+        nvml.nvmlInitWithFlags(0)
+        or nvml.nvmlSystemGetDriverVersion(driver, 96)
+        or nvml.nvmlDeviceGetCount_v2(byref(count))
+    ):
         return node
     return InstalledGpus(driver.value.decode(errors="replace"), (Gpu("not known"),) * count.value)
 
