@@ -250,7 +250,7 @@ def _checks(profile: Profile, storage: RunStorage, token: str) -> Iterator[Check
     if len(responding) > 1:
         measured = _measure([examiners[answer.node.node_id] for answer in responding], responding[0].node, "gloo")
         if isinstance(measured, str):
-            yield Check("cluster", "bad", f"gloo: the nodes cannot talk ({measured}); {_NAME_THE_NETWORK}")
+            yield Check("cluster", "bad", f"gloo: the nodes cannot communicate ({measured}); {_NAME_THE_NETWORK}")
         else:
             yield Check("cluster", *check_speed(measured, f"gloo over {len(responding)} nodes"))
     if profile.gpus_per_worker:
@@ -283,21 +283,23 @@ def _measure_gpus(
     for ping in busy:
         ray.kill(pings[ping][1])
     if busy:
-        yield Check("cluster", "warning", f"{len(busy)} GPUs are taken by others and are left out of the measurement")
+        yield Check(
+            "cluster", "warning", f"{len(busy)} GPUs are in use by other jobs and are left out of the measurement"
+        )
     several = [answer for answer in answers if len(groups[answer.node.node_id]) > 1]
     with ThreadPoolExecutor(_NODES_AT_ONCE) as pool:
         of_nodes = pool.map(lambda answer: _measure(groups[answer.node.node_id], answer.node, backend), several)
         for answer, measured in zip(several, of_nodes, strict=True):
             where, gpus = answer.node.address, answer.facts.gpus.gpus if answer.facts else ()
             if isinstance(measured, str):
-                yield Check(where, "bad", f"NCCL: the node's GPUs cannot talk ({measured})")
+                yield Check(where, "bad", f"NCCL: the node's GPUs cannot communicate ({measured})")
                 continue
             yield from (Check(where, *line) for line in check_local_speed(measured, gpus))
     if len(answers) > 1:
         measured = _measure([process for group in groups.values() for process in group], answers[0].node, backend)
         facts = [answer.facts for answer in answers if answer.facts]
         if isinstance(measured, str):
-            yield Check("cluster", "bad", f"NCCL: the nodes cannot talk ({measured}); {_NAME_THE_NETWORK}")
+            yield Check("cluster", "bad", f"NCCL: the nodes cannot communicate ({measured}); {_NAME_THE_NETWORK}")
         else:
             yield from (Check("cluster", *line) for line in check_network_speed(measured, facts))
     closing = [group[0].remove_log.remote() for group in groups.values()]
@@ -321,7 +323,9 @@ def _answer(node: ClusterNode, examiner: Any, facts: Any) -> Answer:
         there_s: float = ray.get(examiner.clock.remote(), timeout=_NODE_LIMIT_S)
         after_s = time.time()
     except ray.exceptions.GetTimeoutError:
-        return Answer(node, problem=f"gave no answer within {_NODE_LIMIT_S:g} s: overloaded, or its GPUs are taken")
+        return Answer(
+            node, problem=f"gave no answer within {_NODE_LIMIT_S:g} s: overloaded, or its GPUs are in use by other jobs"
+        )
     except RayError as error:
         return Answer(node, problem=f"could not run a process: {explain(error).sentence}")
     return Answer(node, known, there_s - (before_s + after_s) / 2, (after_s - before_s) / 2)

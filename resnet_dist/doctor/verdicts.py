@@ -98,7 +98,7 @@ def check_node(answer: Answer, profile: Profile, *, has_written: bool) -> Iterat
     if facts is None:
         yield Check(where, "bad", answer.problem)
         return
-    shown = f"clock {answer.clock_ahead_s:+.1f} s from the driver's (known to {answer.clock_error_s:.1f} s)"
+    shown = f"clock {answer.clock_ahead_s:+.1f} s from the driver's (± {answer.clock_error_s:.1f} s)"
     if abs(answer.clock_ahead_s) - answer.clock_error_s > _CLOCK_LIMIT_S:
         yield Check(where, "warning", f"{shown}: logs and TLS will disagree; run an NTP client there")
     else:
@@ -146,7 +146,7 @@ def check_build(facts: NodeFacts) -> Iterator[tuple[State, str]]:
     problems = [problem for kind in sorted(kinds) if (problem := architecture_problem(*kind, facts.build))]
     yield from (("bad", problem) for problem in problems)
     if not problems:
-        driver = f"driver {facts.gpus.driver}" if facts.gpus.driver else "the driver (NVML does not tell which)"
+        driver = f"driver {facts.gpus.driver}" if facts.gpus.driver else "the driver (NVML does not report which)"
         yield "ok", f"{driver} and the GPUs fit PyTorch {facts.build.version} with CUDA {facts.build.cuda}"
 
 
@@ -174,7 +174,7 @@ def _problems(gpu: Gpu, most_nvlinks: int) -> Iterator[tuple[State, str]]:
         errors = f"{gpu.uncorrected_errors} uncorrected ECC errors since the driver was loaded"
         yield "warning", f"{errors}: reset the GPU; exchange it if they come back"
     if gpu.slowed_by:
-        yield "warning", f"its clock is held back ({', '.join(gpu.slowed_by)}): cooling or power supply"
+        yield "warning", f"clock throttled ({', '.join(gpu.slowed_by)}): cooling or power supply"
     if gpu.temperature_c is not None and gpu.slowdown_c is not None and gpu.temperature_c >= gpu.slowdown_c:
         yield "warning", f"{gpu.temperature_c} °C, and its clock falls from {gpu.slowdown_c} °C on: cooling"
     if gpu.pcie_width is not None and gpu.max_pcie_width is not None and gpu.pcie_width < gpu.max_pcie_width:
@@ -220,8 +220,9 @@ def check_network_speed(speed: Speed, facts: Sequence[NodeFacts]) -> Iterator[tu
     Args:
         facts: of the nodes.
     """
-    gbit_s = min((sum(node.rdma_gbit_s.values()) for node in facts), default=0.0)
-    adapters = f"{len(facts[0].rdma_gbit_s)} RDMA adapters of {gbit_s:g} Gb/s together"
+    rates = min((node.rdma_gbit_s.values() for node in facts), key=sum)  # of the node with the least
+    gbit_s = sum(rates)
+    adapters = f"{len(rates)} RDMA adapters of {gbit_s:g} Gb/s together"
     locals_gb_s = [local_link(node.gpus.gpus, len(node.gpus.gpus))[1] for node in facts if len(node.gpus.gpus) > 1]
     limits = [gbit_s / 8 * 1e9 * NET_EFFICIENCY, *(gb_s * 1e9 for gb_s in locals_gb_s if gb_s is not None)]
     over = f"NCCL over {speed.num_workers} GPUs of {len(facts)} nodes"
@@ -232,7 +233,7 @@ def check_network_speed(speed: Speed, facts: Sequence[NodeFacts]) -> Iterator[tu
 
 
 def local_link(gpus: Sequence[Gpu], num_workers: int) -> tuple[str, float | None]:
-    """The link between a node's GPUs and its bus bandwidth in GB/s, the lowest of all; None if NVML does not tell.
+    """The link between a node's GPUs and its bus bandwidth in GB/s, the lowest of all; None if NVML reports too little.
 
     By `planner.hardware`, which has NVLink's published figures, and PCIe's by generation and lanes.
     """

@@ -89,9 +89,10 @@ def why_no_gpu(build: TorchBuild, node: InstalledGpus, visible: str | None, erro
     if build.cuda is None:
         return f"PyTorch {build.version} is a build without CUDA: install that of requirements.lock (cluster/setup.sh)"
     first_sentence = error.strip().partition("\n")[0].partition(". ")[0]
-    unexplained = f"PyTorch cannot use a GPU of this node: {first_sentence or 'it does not say why'}"
+    unexplained = f"PyTorch cannot use a GPU of this node: {first_sentence or 'no reason given'}"
     if node.driver is None and "no nvidia driver" not in error.lower():  # a container without NVML
-        return f"{unexplained}; CUDA {build.cuda} needs driver R{min_driver(build)} or newer"
+        needed = min_driver(build)
+        return f"{unexplained}; CUDA {build.cuda} needs driver R{needed} or newer" if needed else unexplained
     if problem := driver_problem(node.driver, build):
         return problem
     if not node.gpus:

@@ -23,7 +23,7 @@ _SLOWED_BY = {  # nvidia-smi's names; not the low clock of an idle GPU, nor the 
 
 @dataclass(frozen=True)
 class Gpu:
-    """One GPU. None: NVML, or this GPU, does not tell."""
+    """One GPU. None: NVML, or this GPU, does not report it."""
 
     name: str
     capability: tuple[int, int] | None = None
@@ -66,19 +66,19 @@ class InstalledGpus:
 def read_gpus() -> InstalledGpus:
     """Takes some milliseconds for each GPU."""
     handles = gpu_handles()
-    num_lost = (told("nvmlDeviceGetCount") or 0) - len(handles)
-    return InstalledGpus(told("nvmlSystemGetDriverVersion"), tuple(map(_read_gpu, handles)), num_lost)
+    num_lost = (query("nvmlDeviceGetCount") or 0) - len(handles)
+    return InstalledGpus(query("nvmlSystemGetDriverVersion"), tuple(map(_read_gpu, handles)), num_lost)
 
 
 def gpu_handles() -> Sequence[Any]:
     """NVML's handles of all GPUs that respond, in nvidia-smi's order; none without a driver."""
-    told("nvmlInit")
-    handles = (told("nvmlDeviceGetHandleByIndex", k) for k in range(told("nvmlDeviceGetCount") or 0))
+    query("nvmlInit")
+    handles = (query("nvmlDeviceGetHandleByIndex", k) for k in range(query("nvmlDeviceGetCount") or 0))
     return [handle for handle in handles if handle is not None]
 
 
-def told(function: str, *arguments: Any) -> Any:
-    """What NVML's function returns; None if there is no NVML, no driver, or this GPU does not tell."""
+def query(function: str, *arguments: Any) -> Any:
+    """What NVML's function returns; None if there is no NVML, no driver, or this GPU does not report it."""
     if pynvml is None:
         return None
     try:
@@ -89,7 +89,7 @@ def told(function: str, *arguments: Any) -> Any:
 
 def _read_gpu(handle: Any) -> Gpu:
     def of_gpu(function: str, *arguments: Any) -> Any:
-        return told(f"nvmlDeviceGet{function}", handle, *arguments)
+        return query(f"nvmlDeviceGet{function}", handle, *arguments)
 
     remapped = of_gpu("RemappedRows")  # since Ampere: how many of correctable and other errors, pending, failed
     retired = of_gpu("RetiredPagesPendingStatus")  # before Ampere
@@ -114,8 +114,8 @@ def _read_gpu(handle: Any) -> Gpu:
 
 
 def _num_devices(handle: Any) -> int:
-    mode = told("nvmlDeviceGetMigMode", handle)  # now, and after the next reset
+    mode = query("nvmlDeviceGetMigMode", handle)  # now, and after the next reset
     if not mode or not mode[0]:
         return 1
-    places = range(told("nvmlDeviceGetMaxMigDeviceCount", handle) or 0)
-    return sum(told("nvmlDeviceGetMigDeviceHandleByIndex", handle, place) is not None for place in places)
+    places = range(query("nvmlDeviceGetMaxMigDeviceCount", handle) or 0)
+    return sum(query("nvmlDeviceGetMigDeviceHandleByIndex", handle, place) is not None for place in places)

@@ -23,6 +23,8 @@ _LOOK_EVERY_S = 1.0
 _MOST_ASKS_PER_S = 100
 """Of all workers together; a call takes 0.5 ms of CPU time on the driver's node (`resnet-dist bench control`)."""
 _MOST_NAMED = 4
+_MOST_WARNINGS = 16
+"""So many different warnings of a worker group's ranks are shown."""
 
 
 def ask_every_s(world_size: int) -> float:
@@ -70,6 +72,8 @@ class RunControl:
         self._nodes: dict[int, tuple[str, str]] = {}
         """Rank -> address and id of its node."""
         self._asked_ray_s = 0.0
+        self._warned: dict[str, set[int]] = {}
+        """Warnings of the newest worker group -> the first two ranks that had it."""
 
     def poll(self, ray_trainer: int, *, stop: bool, evaluated_step: int = 0, seen: Sequence[str] = ()) -> WorkerStatus:
         """The driver calls it twice a second: passes whether the workers should stop, and gets the status.
@@ -111,6 +115,7 @@ class RunControl:
     def workers_started(self, world_size: int, reservation: Reservation) -> None:
         """Rank 0 of a new worker group reports its start."""
         self._nodes.clear()  # of the group before, which may have run elsewhere
+        self._warned.clear()
         attempt = self._status.attempt + 1
         self._status = replace(
             self._status,
@@ -135,20 +140,34 @@ class RunControl:
         self.progressed(step, metrics)
         self._status = replace(self._status, evaluations=(*self._status.evaluations, (step, metrics)))
 
-    def report_stragglers(self, slow: Mapping[int, float]) -> None:
-        """Rank 0 reports workers that slow the others down, and how many times as slow they are."""
+    def report_stragglers(self, slow: Mapping[int, float], *, all_have_curves: bool) -> None:
+        """Rank 0 reports workers that slow the others down, and how many times as slow they are.
+
+        Args:
+            all_have_curves: whether every worker has curves of its own, and not only the first slow ones.
+        """
         slowest_first = sorted(slow, key=lambda rank: -slow[rank])
         named = []
         for rank in slowest_first:
             address, _ = self._nodes.get(rank, ("unknown", ""))
             named.append(f"rank {rank} on node {address} ({slow[rank]:.1f} times as slow)")
-        self.warn(
-            f"slower than the other workers for a while: {_few(named)}; "
-            f"see worker/{slowest_first[0]}/step_s, data_wait_s and all_reduce_wait_s in MLflow"
-        )
+        curves = f"worker/{slowest_first[0]}/step_s, data_wait_s and all_reduce_wait_s"
+        if not all_have_curves:
+            curves = "workers/slowest/* and workers/step_s/*"
+        self.warn(f"slower than the other workers for a while: {_few(named)}; see {curves} in MLflow")
 
     def warn(self, warning: str) -> None:
         self.log(f"warning: {warning}")
+
+    def warn_of_rank(self, rank: int, warning: str) -> None:
+        """A worker warns. The same warning of all ranks is two lines, so that one rank differs from several."""
+        if warning not in self._warned and len(self._warned) == _MOST_WARNINGS:
+            return
+        ranks = self._warned.setdefault(warning, set())
+        if rank in ranks or len(ranks) == 2:
+            return
+        self.warn(f"rank {rank}{' too, and maybe more' if ranks else ''}: {warning}")
+        ranks.add(rank)
 
     def log(self, line: str) -> None:
         self._status = replace(self._status, lines=(*self._status.lines, line))
@@ -157,10 +176,14 @@ class RunControl:
         """A worker found that no restart would help."""
         self._status = replace(self._status, given_up=self._status.given_up or reason)
 
+    def has_begun(self) -> bool:
+        """Whether a worker group has reached the training loop, so that later groups resume."""
+        return self._status.attempt > 1 or self._status.resumed_step is not None
+
     def report_mistake(self, what: str) -> None:
         """Only before the first step. Later a node may only not be ready yet: then its group fails and another one
         starts."""
-        if self._status.attempt > 1 or self._status.resumed_step is not None:
+        if self.has_begun():
             return
         self._status = replace(self._status, mistake=self._status.mistake or what)
 

@@ -262,9 +262,14 @@ class WorkersLost(UserCallback):
 
 @dataclass
 class CheckedTorchConfig(TorchConfig):
-    """Ray Train's, but every worker's GPU is checked first: NCCL's error names neither the node nor the reason."""
+    """Ray Train's, but every worker's GPU is checked first: NCCL's error names neither the node nor the reason.
+
+    Args:
+        control: handle of the `RunControl` actor.
+    """
 
     gpus_per_worker: int = 0
+    control: Any = None
 
     @property
     def backend_cls(self) -> type:
@@ -275,11 +280,38 @@ _TorchBackend: Any = TorchConfig().backend_cls
 
 
 class _CheckedBackend(_TorchBackend):
+    """Runs in Ray Train's controller."""
+
     def on_start(self, worker_group: Any, backend_config: CheckedTorchConfig) -> None:
+        try:
+            self._require_ready(worker_group, backend_config)
+            super().on_start(worker_group, backend_config)
+        except Exception:
+            # Ray 2.60 leaves the placement group of a group that fails here, and the next one waits for its resources.
+            with suppress(RayError):
+                worker_group.shutdown()
+            raise
+
+    def _require_ready(self, worker_group: Any, backend_config: CheckedTorchConfig) -> None:
+        """Raises Fault, which ends the run, before the run's first step: a user's mistake is one clear line then. Later
+        raises WorkerGroupError, after which Ray starts another group, as often as `failure.max_failures` allows.
+        """
         answers = worker_group.execute(prepare_worker, backend_config.gpus_per_worker)
-        if problems := list(dict.fromkeys(filter(None, answers))):  # GPUs of one node mostly have the same
-            raise Fault("; ".join(problems[:3]) + (f"; and {len(problems) - 3} more" if problems[3:] else ""))
-        super().on_start(worker_group, backend_config)
+        failures = {rank: Fault(problem) for rank, problem in enumerate(answers) if problem}
+        if not failures:
+            return
+        problems = list(dict.fromkeys(map(str, failures.values())))  # GPUs of one node mostly have the same
+        text = "; ".join(problems[:3]) + (f"; and {len(problems) - 3} more" if problems[3:] else "")
+        if not _has_begun(backend_config.control):
+            raise Fault(text)
+        backend_config.control.warn.remote(f"workers cannot start: {text}")
+        raise WorkerGroupError(text, failures)
+
+
+def _has_begun(control: Any) -> bool:
+    with suppress(RayError):  # while it restarts: then Ray may try again
+        return bool(ray.get(control.has_begun.remote(), timeout=_ANSWER_LIMIT_S))
+    return True
 
 
 def build_ray_trainer(profile: Profile, storage: RunStorage, setup: WorkerSetup) -> TorchTrainer:
@@ -296,6 +328,7 @@ def build_ray_trainer(profile: Profile, storage: RunStorage, setup: WorkerSetup)
             backend=collective_backend(profile.gpus_per_worker),
             timeout_s=math.ceil(failure.collective_timeout_s),
             gpus_per_worker=profile.gpus_per_worker,
+            control=setup.control,
         ),
         scaling_config=ray.train.ScalingConfig(
             num_workers=(workers.min, workers.max) if workers.elastic else workers.min,

@@ -35,6 +35,7 @@ from resnet_dist.tracking.system_metrics import NodeMonitor
 from resnet_dist.tracking.tracker import SpoolTracker, Tracker
 from resnet_dist.training.collectives import prepare_connections
 from resnet_dist.training.context import RunContext, TrainingJob, WorkerResult
+from resnet_dist.training.curves import MAX_OWN_CURVES
 from resnet_dist.training.watchdog import Watchdog
 
 _UPLOAD_POLL_S = 1.0
@@ -124,6 +125,9 @@ class RayContext(RunContext):
         if self.rank == 0:
             self._setup.control.log.remote(line)
 
+    def warn(self, line: str) -> None:
+        self._setup.control.warn_of_rank.remote(self.rank, line)
+
     def progress(self, step: int, metrics: Mapping[str, float]) -> None:
         if self.rank == 0:
             self._setup.control.progressed.remote(step, dict(metrics))
@@ -141,7 +145,8 @@ class RayContext(RunContext):
 
     def report_stragglers(self, slow: Mapping[int, float]) -> None:
         if self.rank == 0:
-            self._setup.control.report_stragglers.remote(dict(slow))
+            all_have_curves = self.world_size <= MAX_OWN_CURVES
+            self._setup.control.report_stragglers.remote(dict(slow), all_have_curves=all_have_curves)
 
     def heartbeat(self) -> None:
         self._watchdog.heartbeat()

@@ -137,7 +137,7 @@ class Plan:
             "uneven shares: a number of GPUs that divides the step's "
             f"{self.work.micro_batches_per_step} micro-batches": step.uneven_s,
             "the network: more bandwidth between nodes, or more micro-batches per worker and step": step.exchange_s,
-            "slow workers, for which all others wait (MLflow's worker/* curves name them)": step.jitter_s,
+            "slow workers, for which all others wait (a warning names them; MLflow has their curves)": step.jitter_s,
         }
         if step.kernels_s > step.seconds / 4:  # a part of it is lost in any launch
             losses[
@@ -288,7 +288,8 @@ def assumptions(plan: Plan) -> list[str]:
     """What a reader has to know who compares the plan with a run."""
     work = plan.work
     if work.reduction != "fast":
-        graphs = f"no CUDA graphs (reduction: {work.reduction})"
+        key = "gradient_compression" if work.reduction == "powersgd" else "reduction"
+        graphs = f"no CUDA graphs ({key}: {work.reduction})"
     else:
         graphs = "CUDA graphs" if work.cuda_graphs else "no CUDA graphs (cuda_graphs: false)"
     if work.reduction == "exact":

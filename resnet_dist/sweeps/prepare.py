@@ -137,6 +137,8 @@ def profile_of_trials(space: Space, profile: Profile, storage: str) -> Profile:
         "cpus_per_worker": resources.cpus,
         "gpus_per_worker": 1 if resources.gpus else 0,
     }
+    if 0 < resources.gpus < 1 and profile.micro_batches_per_launch == "auto":
+        light["micro_batches_per_launch"] = 1  # each trial would measure the free memory, and take most of it
     # Elastic groups of several trials would take each other's nodes.
     least = {"workers": Workers(min=profile.workers.min, max=profile.workers.min)}
     update = light if resources.path == "light" else least

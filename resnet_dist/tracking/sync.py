@@ -266,13 +266,16 @@ def sync(
     deliveries = [Delivery(folder, transport, known_steps=known_steps) for folder in mine]
     doing = f"sending {storage.location} to MLflow at {redacted(tracking_uri)}"
     faults: list[Fault] = []
+    num_in_a_row = 0
     for folder, delivery in zip(mine, deliveries, strict=True):
-        if len(faults) == _MAX_FAILED_SPOOLS:
+        if num_in_a_row == _MAX_FAILED_SPOOLS:  # the server is away, so the rest would only wait for it
             break
         try:
-            _deliver(delivery, deadline_s, doing, log, attempts=1 if faults else _ATTEMPTS)
-        except Fault as fault:  # a spool that MLflow refuses must not hold up the rest
+            _deliver(delivery, deadline_s, doing, log, attempts=1 if num_in_a_row else _ATTEMPTS)
+            num_in_a_row = 0
+        except Fault as fault:  # of one spool alone: the others are sent
             faults.append(fault)
+            num_in_a_row += 1
         finally:
             upload_rejected(storage, folder)
     end_status_sent = False

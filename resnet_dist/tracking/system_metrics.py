@@ -12,7 +12,7 @@ from typing import Any
 
 import psutil
 
-from resnet_dist.gpus.nvml import gpu_handles, told
+from resnet_dist.gpus.nvml import gpu_handles, query
 from resnet_dist.tracking.tracker import Tracker
 
 _MB = 1e6
@@ -147,12 +147,12 @@ class NodeGpus:
 
 def _gpu_use(handle: Any) -> dict[str, float]:
     found: dict[str, float] = {}
-    if memory := told("nvmlDeviceGetMemoryInfo", handle):
+    if memory := query("nvmlDeviceGetMemoryInfo", handle):
         found["memory_usage_megabytes"] = memory.used / _MB
         found["memory_usage_percentage"] = 100.0 * memory.used / memory.total
-    if rates := told("nvmlDeviceGetUtilizationRates", handle):
+    if rates := query("nvmlDeviceGetUtilizationRates", handle):
         found["utilization_percentage"] = float(rates.gpu)
-    power_mw, limit_mw = told("nvmlDeviceGetPowerUsage", handle), told("nvmlDeviceGetEnforcedPowerLimit", handle)
+    power_mw, limit_mw = query("nvmlDeviceGetPowerUsage", handle), query("nvmlDeviceGetEnforcedPowerLimit", handle)
     if power_mw is not None and limit_mw:
         found |= {"power_usage_watts": power_mw / 1000, "power_usage_percentage": 100.0 * power_mw / limit_mw}
     return found

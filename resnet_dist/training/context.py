@@ -92,7 +92,10 @@ class RunContext:
         return False
 
     def log(self, line: str) -> None:
-        """One line for the user."""
+        """One line for the user. In a worker group only rank 0's is shown."""
+
+    def warn(self, line: str) -> None:
+        """One line for the user about this worker, whichever it is."""
 
     def progress(self, step: int, metrics: Mapping[str, float]) -> None:
         """Shows how far the run is."""
@@ -138,3 +141,6 @@ class LocalContext(RunContext):
 
     def log(self, line: str) -> None:
         self.on_line(line)
+
+    def warn(self, line: str) -> None:
+        self.on_line(f"warning: {line}")

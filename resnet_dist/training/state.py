@@ -102,7 +102,7 @@ class TrainState:
     gradient_memory: PowerSgdReduction | None = None
     """The reduction, if it has state from step to step."""
     scaler: torch.amp.GradScaler = field(default_factory=lambda: torch.amp.GradScaler("cpu", enabled=False))
-    _copies: HostCopies = field(default_factory=lambda: HostCopies(), init=False, repr=False)
+    _copies: HostCopies = field(default_factory=HostCopies, init=False, repr=False)
 
     @property
     def evaluated_net(self) -> nn.Module:

@@ -160,7 +160,7 @@ def test_a_gpu_that_pytorch_cannot_use_is_bad() -> None:
         (replace(H100, repair_failed=True), "bad", "a bad row of memory could not be replaced"),
         (replace(H100, repair_pending=True), "warning", "bad memory is replaced at the next reset"),
         (replace(H100, uncorrected_errors=3), "warning", "3 uncorrected ECC errors since the driver was loaded"),
-        (replace(H100, slowed_by=("HW slowdown",)), "warning", "its clock is held back (HW slowdown)"),
+        (replace(H100, slowed_by=("HW slowdown",)), "warning", "clock throttled (HW slowdown)"),
         (replace(H100, temperature_c=91), "warning", "91 °C, and its clock falls from 90 °C on"),
         (replace(H100, pcie_width=8), "warning", "PCIe with 8 of 16 lanes"),
         (replace(H100, num_nvlinks=12), "warning", "12 active NVLinks, others have 18"),
@@ -194,7 +194,7 @@ def test_the_time_of_a_step_follows_from_the_measured_one() -> None:
     [
         (H100, "NVLink", 360),
         (replace(H100, name="NVIDIA A100-SXM4-40GB", num_nvlinks=12), "NVLink", 235),
-        (replace(H100, num_nvlinks=None), "PCIe 5 with 16 lanes", 20),  # NVML does not tell: no alarm
+        (replace(H100, num_nvlinks=None), "PCIe 5 with 16 lanes", 20),  # NVML does not report any: no alarm
         (replace(H100, name="NVIDIA H100 PCIe", num_nvlinks=0), "PCIe 5 with 16 lanes", 20),
         (replace(H100, name="NVIDIA H100 NVL"), "", None),  # bridges join some of the GPUs
         (Gpu("NVIDIA L4", pcie_generation=4, pcie_width=8), "PCIe 4 with 8 lanes", 5),
@@ -221,10 +221,14 @@ def test_a_link_within_a_node_is_held_against_its_data_sheet() -> None:
 
 def test_the_network_is_held_against_its_adapters() -> None:
     rdma = Transports("2.30.7", "IB", ("mlx5_0",), has_gpu_direct=True, local=("P2P",))
-    lines = list(check_network_speed(all_reduce(workers=16, bus_gb_s=310, transports=rdma), [GPU_FACTS, GPU_FACTS]))
+    fast = all_reduce(workers=16, bus_gb_s=310, transports=rdma)
+    lines = list(check_network_speed(fast, [GPU_FACTS, GPU_FACTS]))
     assert [state for state, _ in lines] == ["ok", "ok"]
     assert lines[0][1].endswith("8 RDMA adapters of 3200 Gb/s together gives about 320 GB/s")
     assert lines[1][1] == "NCCL 2.30.7 uses P2P within a node, IB (mlx5_0) with GPUDirect RDMA between nodes"
+    fewer = replace(GPU_FACTS, rdma_gbit_s={"mlx5_0": 400.0, "mlx5_1": 400.0})
+    _, line = next(check_network_speed(fast, [GPU_FACTS, fewer]))
+    assert line.endswith("2 RDMA adapters of 800 Gb/s together gives about 80 GB/s")
 
 
 def test_tcp_between_nodes_is_a_warning() -> None:

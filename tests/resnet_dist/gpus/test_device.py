@@ -112,12 +112,19 @@ TOO_OLD = "The NVIDIA driver on your system is too old (found version 12040). Pl
             "PyTorch cannot use a GPU of this node: The NVIDIA driver on your system is too old (found version 12040); "
             "CUDA 13.0 needs driver R580 or newer",
         ),
+        (
+            replace(BUILD, cuda="14.1"),
+            InstalledGpus(),
+            None,
+            TOO_OLD,
+            "PyTorch cannot use a GPU of this node: The NVIDIA",
+        ),
         (BUILD, replace(NODE, driver="550.54.14"), None, TOO_OLD, "driver 550.54.14 is too old"),
         (BUILD, InstalledGpus("580.65.06"), None, NO_DRIVER, "the driver lists no GPU"),
         (BUILD, NODE, "", BROKEN, "CUDA_VISIBLE_DEVICES='' hides all GPUs of the node"),
         (BUILD, NODE, "-1", BROKEN, "CUDA_VISIBLE_DEVICES='-1' hides all GPUs of the node"),
         (BUILD, NODE, "1", BROKEN, "PyTorch cannot use a GPU of this node: CUDA error: system not yet initialized"),
-        (BUILD, NODE, None, "", "PyTorch cannot use a GPU of this node: it does not say why"),
+        (BUILD, NODE, None, "", "PyTorch cannot use a GPU of this node: no reason given"),
     ],
 )
 def test_why_there_is_no_gpu(
@@ -126,6 +133,7 @@ def test_why_there_is_no_gpu(
     found = why_no_gpu(build, node, visible, error)
     assert found.startswith(reason)
     assert "\n" not in found
+    assert "None" not in found
 
 
 def test_the_locked_build_runs_on_what_the_documentation_names() -> None:

@@ -75,15 +75,35 @@ def test_a_thousand_slow_workers_are_one_line() -> None:
     control = RunControl()
     for rank in range(8):
         control.should_stop(rank, f"10.0.0.{rank}", f"node-{rank}")
-    control.report_stragglers({3: 2.04})
-    control.report_stragglers({rank: 2.0 + rank / 1000 for rank in range(1000)})
+    control.report_stragglers({3: 2.04}, all_have_curves=True)
+    control.report_stragglers({rank: 2.0 + rank / 1000 for rank in range(1000)}, all_have_curves=False)
     one, many = poll(control).lines
     assert one == (
         "warning: slower than the other workers for a while: rank 3 on node 10.0.0.3 (2.0 times as slow); "
         "see worker/3/step_s, data_wait_s and all_reduce_wait_s in MLflow"
     )
     assert "rank 999 on node unknown (3.0 times as slow)" in many
-    assert " and 996 more; see worker/999/step_s" in many
+    assert many.endswith(" and 996 more; see workers/slowest/* and workers/step_s/* in MLflow")
+
+
+def test_a_warning_of_a_thousand_workers_is_two_lines_and_one_of_a_single_worker_one() -> None:
+    control = RunControl()
+    for _ in range(2):
+        control.warn_of_rank(5, "no CUDA graphs")
+    assert poll(control).lines == ("warning: rank 5: no CUDA graphs",)
+    for rank in range(1000):
+        control.warn_of_rank(rank, "no CUDA graphs")
+    for number in range(1000):
+        control.warn_of_rank(7, f"error {number}")
+    first, second, *others = poll(control).lines
+    assert (first, second) == (
+        "warning: rank 5: no CUDA graphs",
+        "warning: rank 0 too, and maybe more: no CUDA graphs",
+    )
+    assert others == [f"warning: rank 7: error {number}" for number in range(15)]
+    control.workers_started(2, Reservation("a", "b"))
+    control.warn_of_rank(5, "no CUDA graphs")
+    assert poll(control).lines[-1] == "warning: rank 5: no CUDA graphs"
 
 
 @pytest.mark.parametrize("world_size", [1, 3, 100, 101, 1024, 10_000])
@@ -152,6 +172,7 @@ def test_a_mistake_of_a_node_ends_a_run_before_its_first_step_only() -> None:
     later.progressed(0, {})
     later.report_mistake("node c: not mounted yet")
     assert poll(later).mistake is None
+    assert later.has_begun()
 
 
 def test_that_there_are_workers_is_known_again_when_the_actor_comes_back(monkeypatch: pytest.MonkeyPatch) -> None:

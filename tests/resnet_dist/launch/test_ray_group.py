@@ -6,11 +6,15 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
+from ray.train import FailureConfig as RayFailureConfig
+from ray.train.v2._internal.execution.failure_handling import DefaultFailurePolicy, FailureDecision
+from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
 
 from resnet_dist.config.profile import FailureConfig
 from resnet_dist.errors import Fault
 from resnet_dist.launch import ray_group as module
-from resnet_dist.launch.ray_group import ControllerLost, Preempted, ray_group
+from resnet_dist.launch.control import RunControl
+from resnet_dist.launch.ray_group import CheckedTorchConfig, ControllerLost, Preempted, ray_group
 from resnet_dist.training.context import Observer, WorkerResult
 
 LOST, LEFT = ControllerLost("Ray Train's controller died: killed"), Preempted(step=7)
@@ -50,3 +54,54 @@ def test_a_run_ends_when_a_budget_is_spent(monkeypatch: pytest.MonkeyPatch) -> N
         run_group(monkeypatch, LEFT, LEFT, DONE, max_preemptions=1)
     with pytest.raises(Fault, match=r"controller died: killed \(2 times; failure.max_controller_failures allows 1\)"):
         run_group(monkeypatch, LOST, LOST, DONE, max_controller_failures=1)
+
+
+class StartingWorkers:
+    """A worker group of Ray Train whose workers answer like this before their process group is made."""
+
+    def __init__(self, *answers: str) -> None:
+        self._answers = answers
+        self.is_shut_down = False
+
+    def execute(self, function: Any, *arguments: Any) -> list[str]:
+        return list(self._answers)
+
+    def shutdown(self) -> None:
+        self.is_shut_down = True
+
+
+def start_error(monkeypatch: pytest.MonkeyPatch, control: RunControl, workers: StartingWorkers) -> BaseException:
+    """What Ray Train's controller gets if these workers start."""
+    methods = {name: SimpleNamespace(remote=getattr(control, name)) for name in ("has_begun", "warn")}
+    monkeypatch.setattr(module.ray, "get", lambda answer, timeout: answer)
+    config = CheckedTorchConfig(backend="nccl", gpus_per_worker=1, control=SimpleNamespace(**methods))
+    with pytest.raises(Exception, match="driver") as raised:
+        cast(Any, config.backend_cls)().on_start(workers, config)
+    # Ray 2.60 would leave the placement group, and the next group would wait for its resources.
+    assert workers.is_shut_down
+    return raised.value
+
+
+def test_a_gpu_that_fails_before_the_first_step_ends_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    bad = "node 10.0.0.2: there is no NVIDIA driver"
+    error = start_error(monkeypatch, control := RunControl(), StartingWorkers("", bad, bad))
+    assert isinstance(error, Fault)
+    assert str(error) == bad
+    assert control.poll(0, stop=False).lines == ()
+    policy = DefaultFailurePolicy(RayFailureConfig(max_failures=1))
+    assert policy.make_decision(ControllerError(error)) == FailureDecision.RAISE
+
+
+def test_a_gpu_that_fails_when_workers_start_again_counts_as_a_failure_of_a_worker(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    control = RunControl()
+    control.progressed(7, {})
+    answers = ["", *(f"node 10.0.0.{k}: there is no NVIDIA driver" for k in range(1, 6))]
+    error = start_error(monkeypatch, control, StartingWorkers(*answers))
+    assert isinstance(error, WorkerGroupError)
+    assert str(error.worker_failures[1]) == answers[1]
+    (line,) = control.poll(0, stop=False).lines
+    assert line == f"warning: workers cannot start: {'; '.join(answers[1:4])}; and 2 more"
+    policy = DefaultFailurePolicy(RayFailureConfig(max_failures=1))
+    assert [policy.make_decision(error) for _ in range(2)] == [FailureDecision.RETRY, FailureDecision.RAISE]

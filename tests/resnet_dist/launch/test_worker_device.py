@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
 from resnet_dist.gpus.nccl import log_settings, remove_log
-from resnet_dist.launch.worker import prepare_worker, report_transports
+from resnet_dist.launch.worker import RayContext, prepare_worker, report_transports
 
 TCP = """\
 a:1:1 [0] NCCL INFO NET/Socket : Using [0]eth0:10.0.0.1<0>
@@ -26,7 +26,16 @@ class Control:
         self.lines: list[str] = []
 
     def __getattr__(self, kind: str) -> Any:
-        return SimpleNamespace(remote=lambda line: self.lines.append(f"{kind}: {line}"))
+        return SimpleNamespace(remote=lambda *values: self.lines.append(": ".join(map(str, [kind, *values]))))
+
+
+def test_every_rank_warns_and_rank_0_logs() -> None:
+    control = Control()
+    context = RayContext.__new__(RayContext)  # its constructor needs a worker group
+    context.rank, context._setup = 5, cast(Any, SimpleNamespace(control=control))
+    context.log("a line")
+    context.warn("no CUDA graphs")
+    assert control.lines == ["warn_of_rank: 5: no CUDA graphs"]
 
 
 def test_a_worker_without_gpus_sees_none(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -50,6 +50,8 @@ def test_a_profile_says_how_micro_batches_are_launched() -> None:
     assert "at most 2 micro-batches merged (micro_batches_per_launch: 2)" in merged["assumes"]
     eager = plan(*profile, "--profile-set", "cuda_graphs=false")
     assert "no CUDA graphs (cuda_graphs: false)" in eager["assumes"]
+    low_rank = plan(*profile, "--set", "train.gradient_compression=powersgd")
+    assert "no CUDA graphs (gradient_compression: powersgd)" in low_rank["assumes"]
     assert eager["images_per_s"] <= plan(*profile)["images_per_s"]
 
 

@@ -265,3 +265,21 @@ def test_how_many_trials_fit(
         }
     )
     assert trials_at_once(space, profile_of_trials(space, profile, "/s/sweep"), nodes) == expected
+
+
+@pytest.mark.parametrize(
+    ("gpus", "merge", "expected"), [(0.25, "auto", 1), (0.25, 4, 4), (1.0, "auto", "auto"), (0.0, "auto", "auto")]
+)
+def test_trials_that_share_a_gpu_do_not_measure_how_much_of_it_is_free(gpus: float, merge: Any, expected: Any) -> None:
+    space = a_space("random", "fifo", resources={"cpus": 1, "gpus": gpus})
+    profile = Profile.model_validate(
+        {
+            "workers": 1,
+            "cpus_per_worker": 2,
+            "micro_batches_per_launch": merge,
+            "data_root": "/d",
+            "storage": "/s",
+            "tracking_uri": "sqlite:////m.db",
+        }
+    )
+    assert profile_of_trials(space, profile, "/s/sweep").micro_batches_per_launch == expected

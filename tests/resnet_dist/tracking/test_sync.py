@@ -283,6 +283,25 @@ def test_of_a_hundred_spools_the_server_is_asked_once_and_given_up_soon(sqlite_u
     assert len(stored_rows(sqlite_file(sqlite_uri), handle.run_id)) == 100
 
 
+def test_spools_that_fail_now_and_then_do_not_hold_up_the_others(sqlite_uri, tmp_path, stored_rows, monkeypatch):
+    handle = begin(sqlite_uri, tmp_path / "run")
+    for node in range(12):
+        with closing(Spool(spool_folder(handle.run_dir, handle.run_id, f"node-{node:02}" if node else ""))) as spool:
+            spool.metrics({f"system/node-{node}/cpu": 1.0}, 1)
+    send = MlflowTransport.send
+
+    def refuse_some(transport: MlflowTransport, points) -> None:
+        if int(points[0].key.split("-")[1].split("/")[0]) % 2:
+            raise Unavailable("refused")
+        send(transport, points)
+
+    monkeypatch.setattr(MlflowTransport, "send", refuse_some)
+    monkeypatch.setattr("resnet_dist.tracking.sync.backoff_s", lambda num_failures: 0.0)
+    with pytest.raises(Fault, match="refused"):
+        sync(handle.run_dir, handle.tracking_uri)
+    assert len(stored_rows(sqlite_file(sqlite_uri), handle.run_id)) == 6
+
+
 def test_a_name_that_mlflow_refuses_is_set_aside(sqlite_uri, tmp_path, stored_rows):
     handle = begin(sqlite_uri, tmp_path / "run")
     tracker = SpoolTracker(handle.run_dir, handle.run_id, handle.tracking_uri)
