@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from resnet_dist.cli.options import AsJson, ProfileSets, RecipeFile, Sets
-from resnet_dist.config.loading import load_profile, load_recipe, model_of_name
+from resnet_dist.config.loading import bare_profile, load_profile, load_recipe, model_of_name
 from resnet_dist.config.recipe import Recipe
 from resnet_dist.errors import UserError
 
@@ -153,18 +153,21 @@ def plan(
     from resnet_dist.planner.plan import Faults, Hardware, as_data, lines, make_plan
     from resnet_dist.planner.workload import workload_of
 
-    profile = load_profile(on, profile_set) if on else None
-    if gpus is None:
-        if profile is None:
-            raise UserError("--gpus: is missing; give it, or a profile with --on")
-        gpus = profile.workers.max
-    minutes = checkpoint_minutes or (profile.checkpoint.every_minutes if profile else None)
+    if on is None and gpus is None:
+        raise UserError("--gpus: is missing; give it, or a profile with --on")
+    profile = (
+        load_profile(on, profile_set)
+        if on
+        else bare_profile(profile_set, workers=gpus, cpus_per_worker=12, resize_every_s=600)
+    )
+    gpus = gpus or profile.workers.max
+    minutes = checkpoint_minutes or profile.checkpoint.every_minutes
     hardware = Hardware(
         gpu=gpu.lower(),
         gpus=gpus,
         gpus_per_node=gpus_per_node,
         net_bytes_s=parse_net(net),
-        cpus_per_gpu=cpus_per_gpu or (profile.cpus_per_worker if profile else 12),
+        cpus_per_gpu=cpus_per_gpu or profile.cpus_per_worker,
         disk_bytes_s=None if disk is None else _bytes_s(disk),
         price_per_gpu_h=price,
     )
@@ -174,8 +177,8 @@ def plan(
         preemptions_per_day=preemptions_per_day,
         notice_s=notice_s,
         spare_nodes=spare_nodes,
-        min_gpus=min_gpus or (min(profile.workers.min, gpus) if profile else None),
-        resize_every_s=profile.resize_every_s if profile else 600.0,
+        min_gpus=min_gpus or min(profile.workers.min, gpus),
+        resize_every_s=profile.resize_every_s,
         checkpoint_every_s=None if minutes is None else 60 * minutes,
         restart_s=RESTART_S if restart_s is None else restart_s,
         replicas=replicas,

@@ -39,6 +39,14 @@ def load_profile(path: str | Path, overrides: Sequence[str] = ()) -> Profile:
     return _load(Profile, Path(path), [o.removeprefix("profile.") for o in overrides])
 
 
+def bare_profile(overrides: Sequence[str], **keys: Any) -> Profile:
+    """A profile without a file: `keys`, and no places for data and runs. Raises UserError."""
+    tree = {"data_root": ".", "storage": ".", "tracking_uri": "sqlite:///mlflow.db"} | keys
+    for override in overrides:
+        _apply(tree, override.removeprefix("profile."))
+    return _validated(Profile, "--profile-set", tree)
+
+
 def model_of_name(name: str, overrides: Sequence[str] = ()) -> ModelConfig:
     """A recipe's model section without a recipe; `overrides` are `model.key=value`. Raises UserError."""
     tree: dict[str, Any] = {"model": {"name": name, "num_classes": 1}}

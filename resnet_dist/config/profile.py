@@ -1,4 +1,7 @@
-"""The profile: how much hardware there is, where files are, how long to wait. Nothing here may change a result."""
+"""The profile: how much hardware there is, where files are, how long to wait. Nothing here changes a result.
+
+With `train.reduction: exact` the bits are the same, with `fast` results are equal up to rounding.
+"""
 
 from __future__ import annotations
 
@@ -44,6 +47,12 @@ def _plain_settings(env: dict[str, str]) -> dict[str, str]:
 
 Environment = Annotated[dict[str, str], BeforeValidator(_numbers_as_text), AfterValidator(_plain_settings)]
 """Environment variables: plain settings only, neither secrets nor what changes the arithmetic."""
+
+
+def _auto_or_number(value: Any) -> Any:
+    if value != "auto" and not (str(value).isdecimal() and int(value)):
+        raise ValueError(f"should be auto or a number from 1, got {value!r}")
+    return value
 
 
 class CheckpointConfig(Section):
@@ -121,7 +130,8 @@ class Workers(Section):
 
 
 class Profile(Section):
-    """How much hardware a run has, where its data and files are, and how long it waits. Changes no result."""
+    """How much hardware a run has, where its data and files are, and how long it waits. Changes a result by rounding at
+    most, and with `train.reduction: exact` not at all."""
 
     workers: Workers
     cpus_per_worker: PositiveInt
@@ -166,10 +176,11 @@ class Profile(Section):
     recompute_activations: bool = False
     """Activation checkpointing: the backward pass computes what is inside residual blocks again. Less memory on the
     GPU, about a third more computing, the same results. Not with a recipe's `train.compile`."""
-    micro_batches_per_launch: Literal["auto"] | PositiveInt = "auto"
+    micro_batches_per_launch: Annotated[Literal["auto"] | PositiveInt, BeforeValidator(_auto_or_number)] = "auto"
     """How many of a worker's micro-batches go through the net together, at most: fewer and larger kernels, more memory,
     the same results up to rounding. Each micro-batch is normalised on its own all the same. auto: as many as are fast
-    and fit the memory. Always 1 with a recipe's `train.reduction: exact`."""
+    and fit the memory; on a GPU that is measured at each start, and a number fixes it. Always 1 with a recipe's
+    `train.reduction: exact`."""
     cuda_graphs: bool = True
     """Capture what a GPU does for a launch once, and replay it: the GPU need not wait for Python. The same results. Not
     with `train.reduction: exact` or PowerSGD."""

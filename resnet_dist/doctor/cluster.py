@@ -233,7 +233,10 @@ def examine_cluster(profile: Profile, report: Callable[[Check], None]) -> bool:
 def _checks(profile: Profile, storage: RunStorage, token: str) -> Iterator[Check]:
     nodes = alive_nodes()
     capacity = worker_capacity(nodes, profile)
-    found = f"{len(nodes)} nodes with room for {capacity} workers; the profile asks for {profile.workers}"
+    found = (
+        f"{len(nodes)} node{'s' * (len(nodes) != 1)} with room for {capacity} worker{'s' * (capacity != 1)}; "
+        f"the profile asks for {profile.workers}"
+    )
     if capacity >= profile.workers.min:
         yield Check("cluster", "ok", found)
     else:

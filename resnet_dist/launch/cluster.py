@@ -184,7 +184,8 @@ def remedy(nodes: Sequence[ClusterNode], profile: Profile, environment: Mapping[
     if workers_that_fit(nodes, 1, gpus):
         return f"set cpus_per_worker to {max(int(node.cpus) for node in nodes)} or less, or add larger nodes"
     if gpus:
-        return f"{no_gpus(environment)}no node has both; use another profile, or add nodes with GPUs"
+        lacking = "both" if any(node.gpus for node in nodes) else "a GPU"
+        return f"{no_gpus(environment)}no node has {lacking}; use another profile, or add nodes with GPUs"
     return "add nodes with CPUs"
 
 

@@ -34,7 +34,8 @@ FP32 = Roofline(efficiency=1.0473, bytes_per_activation=64.14)
 KERNEL_S = 14e-6
 """GPU time of a kernel over activations beyond what grows with the number of images: its start, its end, and that a
 small one does not fill the GPU. Fitted on one row of each of six measurements on five GPUs (`published.BATCHES`); each
-alone would give 5 to 27 us."""
+alone would give another value: `KERNEL_S_RANGE`."""
+KERNEL_S_RANGE = (5e-6, 27e-6)
 SMALL_KERNEL_S = 1.3e-6
 """GPU time of a kernel that has almost nothing to do, in a CUDA graph: 1.1 to 1.3 us (pytorch issue 161104)."""
 LAUNCH_S = 14.6e-6
@@ -119,6 +120,7 @@ class Gpu:
     host_bus: bool = False
     """Peers reach each other through the host's memory only: `local_gb_s` is for all GPUs of a node together."""
     source: str = ""
+    kernel_s: float = KERNEL_S
 
 
 GPUS = {  # v100 and p100 for published figures: the locked PyTorch has no code for them (sm_75 and newer)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import cache
 from statistics import mean, quantiles
 from typing import Any
 
 from resnet_dist.errors import UserError
-from resnet_dist.planner.hardware import BYTES_PER_IMAGE, Links, gpu_of_name
+from resnet_dist.planner.hardware import BYTES_PER_IMAGE, KERNEL_S_RANGE, Links, gpu_of_name
 from resnet_dist.planner.simulate import (
     CheckpointCost,
     Fleet,
@@ -67,10 +67,16 @@ class Plan:
     """The mean of the run's steps."""
     single_images_s: float
     """One GPU alone, with the whole step."""
+    single_merged: int
+    """Micro-batches in that GPU's launches."""
+    images_s_range: tuple[float, float]
+    """Lowest and highest speed, as the fixed time of a kernel is uncertain: see `KERNEL_S_RANGE`."""
+    graphs_gain: bool
+    """Whether launches are CUDA graphs and started one by one would be slower."""
     launches: tuple[int, ...]
     """The micro-batches in each launch of a worker's step; of the worker with most of them, at the largest images."""
     kernels: int
-    """Kernels of the first of these launches."""
+    """Kernels of the largest of these launches."""
     memory_gb: float
     """Estimated, of one GPU."""
     cores_per_gpu: float
@@ -85,6 +91,11 @@ class Plan:
     runs: tuple[SimulatedRun, ...]
 
     @property
+    def merged(self) -> int:
+        """Micro-batches of the largest launch."""
+        return max(self.launches)
+
+    @property
     def efficiency(self) -> float:
         return self.step.images_per_s / (self.hardware.gpus * self.single_images_s)
 
@@ -92,6 +103,11 @@ class Plan:
     def ideal_h(self) -> float:
         """Without a fault."""
         return (self.work.steps * self.step.seconds + self.evaluation_s) / 3600
+
+    @property
+    def ideal_h_range(self) -> tuple[float, float]:
+        slowest, fastest = self.images_s_range
+        return self.ideal_h * self.step.images_per_s / fastest, self.ideal_h * self.step.images_per_s / slowest
 
     @property
     def hours(self) -> float:
@@ -129,26 +145,36 @@ class Plan:
     @property
     def bottleneck(self) -> str:
         """The largest loss of time, if it is at least a tenth; else the GPUs themselves."""
-        step, hw = self.step, self.hardware
+        step, hw, micro_batches = self.step, self.hardware, self.work.micro_batches_per_step
+        as_fast = math.ceil(micro_batches / math.ceil(micro_batches / hw.gpus))  # as many GPUs with the same shares
+        even = f"{as_fast} GPUs, which are as fast, or " if as_fast < hw.gpus else ""
         losses = {
+            # With `as_fast` GPUs launches have the same size: that is named first.
+            f"launches too small to fill the GPU: {self._larger_launches()}": 0.0 if even else step.small_launches_s,
             "the loader: more CPUs per GPU, or smaller stored images (data-prep convert --max-side)": step.loader_s,
             "the host, which starts kernels more slowly than the GPU runs them: CUDA graphs, or a larger "
             "micro-batch": step.host_s,
-            "uneven shares: a number of GPUs that divides the step's "
-            f"{self.work.micro_batches_per_step} micro-batches": step.uneven_s,
+            f"uneven shares: {even}a number of GPUs that divides the step's "
+            f"{micro_batches} micro-batches": step.uneven_s,
             "the network: more bandwidth between nodes, or more micro-batches per worker and step": step.exchange_s,
             "slow workers, for which all others wait (a warning names them; MLflow has their curves)": step.jitter_s,
         }
-        if step.kernels_s > step.seconds / 4:  # a part of it is lost in any launch
-            losses[
-                "launches too small to fill the GPU: fewer GPUs with more micro-batches each, or a larger micro-batch, "
-                "which makes it another recipe"
-            ] = step.kernels_s
         shares = {what: seconds / step.seconds for what, seconds in losses.items()}
         lost = "lost nodes: checkpoint more often, keep spare nodes, or let the group shrink (--min-gpus)"
         shares[lost] = self.lost_share
         what, share = max(shares.items(), key=lambda item: item[1])
         return f"{what} ({share:.0%} of the time)" if share >= 0.1 else f"the {hw.gpu} GPUs themselves"
+
+    def _larger_launches(self) -> str:
+        work, own = self.work, math.ceil(self.work.micro_batches_per_step / self.hardware.gpus)
+        larger = "a larger micro-batch, which makes it another recipe"
+        if self.merged == own:
+            ways = ["fewer GPUs with more micro-batches each"] if self.hardware.gpus > 1 else []
+        elif work.reduction == "exact":
+            ways = ["reduction: fast, which merges micro-batches"]
+        else:
+            ways = ["a larger micro_batches_per_launch"] if work.micro_batches_per_launch else []
+        return ", or ".join([*ways, larger])
 
 
 def make_plan(work: Workload, hardware: Hardware, faults: Faults) -> Plan:
@@ -170,6 +196,11 @@ def make_plan(work: Workload, hardware: Hardware, faults: Faults) -> Plan:
     alone = mean_step(work, gpu, 1, links)
     whole = step(hardware.gpus)
     launches = launches_in(work, work.net, gpu, math.ceil(work.micro_batches_per_step / hardware.gpus))
+    eager = mean_step(replace(work, cuda_graphs=False), gpu, hardware.gpus, links, loader_images_s=loader)
+    fastest, slowest = (
+        mean_step(work, replace(gpu, kernel_s=seconds), hardware.gpus, links, loader_images_s=loader).images_per_s
+        for seconds in KERNEL_S_RANGE
+    )
     per_gpu = {
         phase.image_px: step_of(
             work, gpu, hardware.gpus, links, net=phase.net, loader_images_s=loader(phase.image_px)
@@ -207,9 +238,12 @@ def make_plan(work: Workload, hardware: Hardware, faults: Faults) -> Plan:
         faults=faults,
         step=whole,
         single_images_s=alone.images_per_s,
+        single_merged=max(launches_in(work, work.net, gpu, work.micro_batches_per_step)),
+        images_s_range=(slowest, fastest),
+        graphs_gain=whole.images_per_s > 1.001 * eager.images_per_s,
         launches=tuple(launches),
-        kernels=sum(train_kernels(work.net, half=work.half, merged=launches[0])),
-        memory_gb=memory_gb(work, work.net, launches[0]),
+        kernels=sum(train_kernels(work.net, half=work.half, merged=max(launches))),
+        memory_gb=memory_gb(work, work.net, max(launches)),
         cores_per_gpu=max(rate / images_per_core(work.decoder, px) for px, rate in per_gpu.items()),
         disk_bytes_s=max(per_gpu.values()) * min(hardware.gpus, hardware.gpus_per_node) * BYTES_PER_IMAGE,
         beton_bytes=work.train_images * BYTES_PER_IMAGE,
@@ -230,7 +264,7 @@ def _require_shares(work: Workload, hardware: Hardware, faults: Faults) -> None:
     if faults.min_gpus is not None and faults.min_gpus > hardware.gpus:
         raise UserError(f"--min-gpus {faults.min_gpus}: more than --gpus {hardware.gpus}")
     gpu = gpu_of_name(hardware.gpu)
-    merged = launches_in(work, work.net, gpu, math.ceil(work.micro_batches_per_step / hardware.gpus))[0]
+    merged = max(launches_in(work, work.net, gpu, math.ceil(work.micro_batches_per_step / hardware.gpus)))
     needed = memory_gb(work, work.net, merged)
     if needed > gpu.memory_gb:
         remedy = (
@@ -251,14 +285,17 @@ def lines(plan: Plan) -> list[str]:
     hw, step, work = plan.hardware, plan.step, plan.work
     nodes = -(-hw.gpus // hw.gpus_per_node)
     low, high = plan.hours_90
+    slowest, fastest = (_two_digits(speed) for speed in plan.images_s_range)
+    merged = "" if plan.single_merged == plan.merged else f" (which merges {plan.single_merged} micro-batches)"
+    lost = {"start and restarts" if name == "restart" else name: share for name, share in _lost(plan).items()}
     return [
         f"{hw.gpus} x {hw.gpu} on {nodes} node{'s' * (nodes > 1)}, {work.micro_batches_per_step} micro-batches of "
-        f"{work.micro_batch_size} a step, {work.steps} steps",
+        f"{work.micro_batch_size} a step, {work.steps:,} steps",
         f"launches       {_launches(plan)}",
         f"assumes        {'; '.join(assumptions(plan))}",
         "               estimated from published figures, not run on a GPU",
         f"speed          {step.images_per_s:,.0f} images/s, {1000 * step.seconds:.1f} ms a step; "
-        f"{plan.efficiency:.1%} of {hw.gpus} times one GPU's {plan.single_images_s:,.0f}",
+        f"{plan.efficiency:.1%} of {hw.gpus} times one GPU's {plan.single_images_s:,.0f}{merged}",
         "  of a step    " + ", ".join(f"{name} {share:.1%}" for name, share in _shares(plan).items() if share > 0.0005),
         f"bottleneck     {plan.bottleneck}",
         f"GPU memory     about {plan.memory_gb:.0f} GB",
@@ -267,20 +304,29 @@ def lines(plan: Plan) -> list[str]:
         f"checkpoint     {plan.checkpoint.num_bytes / 1e6:.0f} MB every {plan.checkpoint_every_s / 60:.1f} min: "
         f"{plan.checkpoint.snapshot_s:.2f} s of a pause, {plan.checkpoint.write_s:.1f} s in the background",
         f"hours          {plan.ideal_h:.2f} without faults; {plan.hours:.2f} with "
-        f"(9 of 10 runs: {low:.2f} to {high:.2f})",
+        f"(9 of 10 runs, by faults alone: {low:.2f} to {high:.2f})",
+        f"  uncertain    {' to '.join(f'{_two_digits(hours):g}' for hours in plan.ideal_h_range)} h, {slowest:,.0f} to "
+        f"{fastest:,.0f} images/s: a kernel's fixed time is 5 to 27 us, as single measurements say",
         f"faults         {_mean(plan, 'failures'):.1f} failures, {_mean(plan, 'preemptions'):.1f} preemptions, "
         f"{_mean(plan, 'resizes'):.1f} resizes a run; goodput {plan.goodput:.1%}",
-        "  lost         " + ", ".join(f"{name} {share:.2%}" for name, share in _lost(plan).items()),
+        "  lost         " + ", ".join(f"{name} {share:.2%}" for name, share in lost.items()),
         f"GPU hours      {plan.gpu_hours:,.0f}" + ("" if plan.money is None else f", money {plan.money:,.0f}"),
     ]
 
 
+def _two_digits(number: float) -> float:
+    return float(f"{number:.2g}")
+
+
 def _launches(plan: Plan) -> str:
-    work, number, merged = plan.work, len(plan.launches), plan.launches[0]
+    work, number, merged = plan.work, len(plan.launches), plan.merged
     how = "one CUDA graph" if work.uses_graphs else "started one by one"
+    if work.uses_graphs and not plan.graphs_gain:
+        how += ", which gains nothing: the host keeps up"
+    smaller = f"{merged - 1} or " if min(plan.launches) < merged else ""
     return (
-        f"{number} per worker and step, {'each ' * (number > 1)}of {merged} micro-batch{'es' * (merged > 1)} "
-        f"({merged * work.micro_batch_size} images): {plan.kernels:,} kernels, {how}"
+        f"{number} per worker and step, {'each ' * (number > 1)}of {smaller}{merged} micro-batch{'es' * (merged > 1)} "
+        f"({'up to ' * bool(smaller)}{merged * work.micro_batch_size} images): {plan.kernels:,} kernels, {how}"
     )
 
 
@@ -296,12 +342,15 @@ def assumptions(plan: Plan) -> list[str]:
         merging = "micro-batches not merged (reduction: exact)"
     elif work.micro_batches_per_launch is None:
         merging = "micro-batches merged where that is faster"
+    elif (most := work.micro_batches_per_launch) == 1:
+        merging = "micro-batches not merged (micro_batches_per_launch: 1)"
     else:
-        most = work.micro_batches_per_launch
         merging = f"at most {most} micro-batches merged (micro_batches_per_launch: {most})"
     compiled = "torch.compile, whose gain is not counted" if work.compiled else "no torch.compile"
     recomputes = ["activations computed again, which is not counted: a third slower"] if work.recomputes else []
-    return [graphs, merging, compiled, *recomputes]
+    many_nodes = plan.hardware.gpus > plan.hardware.gpus_per_node
+    net = [f"a network of {8e-9 * plan.hardware.net_bytes_s:g} Gb/s a node"] if many_nodes else []
+    return [graphs, merging, compiled, *recomputes, *net]
 
 
 def as_data(plan: Plan) -> dict[str, Any]:
@@ -313,7 +362,7 @@ def as_data(plan: Plan) -> dict[str, Any]:
         "bottleneck": plan.bottleneck,
         "assumes": assumptions(plan),
         "launches_per_step": len(plan.launches),
-        "micro_batches_per_launch": plan.launches[0],
+        "micro_batches_per_launch": plan.merged,
         "kernels_per_launch": plan.kernels,
         "step_shares": _shares(plan),
         "cores_per_gpu": plan.cores_per_gpu,
@@ -322,6 +371,7 @@ def as_data(plan: Plan) -> dict[str, Any]:
         "checkpoint_every_s": plan.checkpoint_every_s,
         "memory_gb": plan.memory_gb,
         "hours_without_faults": plan.ideal_h,
+        "hours_without_faults_range": plan.ideal_h_range,
         "hours": plan.hours,
         "hours_5_percent": low,
         "hours_95_percent": high,

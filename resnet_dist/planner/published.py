@@ -261,8 +261,8 @@ def pair_rows() -> list[Row]:
     for p in PAIRS:
         gpu = gpu_of_name(p.gpu)
         ratio = roofline_s(resnet152, gpu, half=p.half) / roofline_s(resnet50, gpu, half=p.half)
-        image_s = 1 / p.resnet50.images_s - train_kernels(resnet50, half=p.half).seconds / p.resnet50.batch
-        launch_s = ratio * image_s * p.resnet152.batch + train_kernels(resnet152, half=p.half).seconds
+        image_s = 1 / p.resnet50.images_s - train_kernels(resnet50, half=p.half).seconds() / p.resnet50.batch
+        launch_s = ratio * image_s * p.resnet152.batch + train_kernels(resnet152, half=p.half).seconds()
         predicted = p.resnet152.batch / launch_s
         rows.append(Row(f"{p.gpu}, {_precision(p.half)}", predicted, p.resnet152.images_s, p.fitted, p.source))
     return rows
@@ -273,7 +273,7 @@ def single_rows() -> list[Row]:
     for s in SINGLES:
         net = summarise(s.net)
         image_s = roofline_s(net, gpu_of_name(s.gpu), half=s.half)
-        launch_s = image_s * s.speed.batch + train_kernels(net, half=s.half).seconds
+        launch_s = image_s * s.speed.batch + train_kernels(net, half=s.half).seconds()
         what = f"{s.net}, {s.gpu}, {_precision(s.half)}"
         rows.append(Row(what, s.speed.batch / launch_s, s.speed.images_s, "", s.source))
     return rows

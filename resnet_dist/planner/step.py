@@ -34,7 +34,7 @@ from resnet_dist.planner.hardware import (
     all_reduce,
 )
 from resnet_dist.planner.workload import Workload
-from resnet_dist.training.launches import MEMORY_SHARE, cut, merged_on_gpu
+from resnet_dist.training.launches import GPU_IMAGES, MEMORY_SHARE, cut, merged_on_gpu
 
 # ---- a launch: forward and backward pass of one or several merged micro-batches --------------------------------------
 
@@ -43,13 +43,12 @@ class Kernels(NamedTuple):
     """What a launch runs on the GPU, as numbers of kernels."""
 
     main: int
-    """Over activations: `KERNEL_S` each beyond the time that grows with the images."""
+    """Over activations: `Gpu.kernel_s` each beyond the time that grows with the images."""
     small: int
     """Over parameters or less: `SMALL_KERNEL_S` each."""
 
-    @property
-    def seconds(self) -> float:
-        return self.main * KERNEL_S + self.small * SMALL_KERNEL_S
+    def seconds(self, kernel_s: float = KERNEL_S) -> float:
+        return self.main * kernel_s + self.small * SMALL_KERNEL_S
 
 
 def train_kernels(net: Summary, *, half: bool, merged: int = 1) -> Kernels:
@@ -84,7 +83,7 @@ def image_s(net: Summary, gpu: Gpu, *, half: bool) -> float:
     published = known.resnet50_half if half else known.resnet50_fp32
     assert published is not None
     resnet50 = summarise("resnet50")
-    resnet50_s = 1 / published.images_s - train_kernels(resnet50, half=half).seconds / published.batch
+    resnet50_s = 1 / published.images_s - train_kernels(resnet50, half=half).seconds(gpu.kernel_s) / published.batch
     return roofline_s(net, gpu, half=half) * resnet50_s / roofline_s(resnet50, known, half=half)
 
 
@@ -112,7 +111,7 @@ def launch_of(work: Workload, net: Summary, gpu: Gpu, merged: int) -> Launch:
     kernels = train_kernels(net, half=work.half, merged=parts)
     return Launch(
         images_s=images * (image_s(net, gpu, half=work.half) + copied / (gpu.bandwidth_gb_s * 1e9)),
-        kernels_s=kernels.seconds,
+        kernels_s=kernels.seconds(gpu.kernel_s),
         host_s=(GRAPH_LAUNCHES if work.uses_graphs else sum(kernels)) * LAUNCH_S,
     )
 
@@ -259,6 +258,8 @@ class Step:
     """GPU time for the step's images if shares are equal."""
     kernels_s: float
     """GPU time that its kernels take whatever the number of images: see `KERNEL_S`."""
+    small_launches_s: float
+    """The part of it that launches of `GPU_IMAGES` images would not take."""
     host_s: float
     """Waiting for the host to start kernels."""
     uneven_s: float
@@ -322,9 +323,12 @@ def step_of(
         rate = own * work.micro_batch_size / (busy + jitter)
         loader = own * work.micro_batch_size / throttled(rate, loader_images_s) - (busy + jitter)
     even = share / own
+    kernels_s = sum(launch.kernels_s for launch in launches)
+    full = max(1, GPU_IMAGES // work.micro_batch_size)
     return Step(
         compute_s=even * sum(launch.images_s for launch in launches),
-        kernels_s=even * sum(launch.kernels_s for launch in launches),
+        kernels_s=even * kernels_s,
+        small_launches_s=even * max(0.0, kernels_s - own / full * launch_of(work, net, gpu, full).kernels_s),
         host_s=even * waiting,
         uneven_s=(1 - even) * (on_gpu + waiting),
         exchange_s=exchanged.exposed_s,

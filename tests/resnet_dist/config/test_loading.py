@@ -208,6 +208,14 @@ def test_wrong_workers(tmp_path: Path, written: str, message: str) -> None:
         profile_of(tmp_path, f"workers={written}")
 
 
+@pytest.mark.parametrize("written", ["many", "0", "-1", "1.5"])
+def test_a_launch_has_auto_or_a_number_of_micro_batches(tmp_path: Path, written: str) -> None:
+    assert profile_of(tmp_path, "micro_batches_per_launch=auto").micro_batches_per_launch == "auto"
+    assert profile_of(tmp_path, "micro_batches_per_launch=2").micro_batches_per_launch == 2
+    with pytest.raises(UserError, match=r"p.yaml: micro_batches_per_launch: should be auto or a number from 1, got"):
+        profile_of(tmp_path, f"micro_batches_per_launch={written}")
+
+
 @pytest.mark.parametrize("path", sorted(PROFILES.rglob("*.yaml")), ids=lambda path: path.stem)
 def test_every_profile_of_the_project_loads(path: Path) -> None:
     load_profile(path)

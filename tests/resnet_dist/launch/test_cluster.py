@@ -15,6 +15,7 @@ from resnet_dist.launch.cluster import (
     cluster_of,
     ray_session,
     ray_settings,
+    remedy,
     require_capacity,
     worker_capacity,
     worker_environment,
@@ -45,6 +46,12 @@ def test_capacity_names_what_was_found() -> None:
         require_capacity([ClusterNode("a", 8, 0)], PROFILE)
     with pytest.raises(UserError, match=r"no nodes"):
         require_capacity([], PROFILE)
+
+
+def test_the_remedy_says_what_no_node_has() -> None:
+    profile = PROFILE.model_copy(update={"gpus_per_worker": 1})
+    assert remedy([ClusterNode("a", 2, 0)], profile, {}).startswith("no node has a GPU; ")
+    assert remedy([ClusterNode("a", 8, 0), ClusterNode("b", 0, 8)], profile, {}).startswith("no node has both; ")
 
 
 def test_only_nodes_with_the_labels_count() -> None:

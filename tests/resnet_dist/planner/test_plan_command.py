@@ -41,6 +41,19 @@ def test_the_text_says_how_micro_batches_are_launched_and_what_is_assumed() -> N
     assert "1 per worker and step, of 4 micro-batches (128 images): " in text
     assert "CUDA graphs; micro-batches merged where that is faster; no torch.compile" in text
     assert "not run on a GPU" in text
+    assert "one CUDA graph, which gains nothing" in text
+    assert "one GPU's 1,565 (which merges 8 micro-batches)" in text
+    assert "Gb/s a node" not in text
+    assert "a network of 100 Gb/s a node" in plan("--gpu", "h100", "--gpus", "8", "--gpus-per-node", "4")["assumes"]
+
+
+def test_launches_of_two_sizes_are_counted_as_the_larger() -> None:
+    words = ["--gpu", "h100", "--gpus", "1", "--set", "train.global_batch_size=160"]
+    words += ["--profile-set", "micro_batches_per_launch=2"]
+    found = plan(*words)
+    assert (found["launches_per_step"], found["micro_batches_per_launch"]) == (3, 2)
+    text = CliRunner().invoke(app, ["plan", RECIPE, "--replicas", "4", *words]).output
+    assert "3 per worker and step, each of 1 or 2 micro-batches (up to 64 images): " in text
 
 
 def test_a_profile_says_how_micro_batches_are_launched() -> None:
@@ -48,6 +61,10 @@ def test_a_profile_says_how_micro_batches_are_launched() -> None:
     merged = plan(*profile, "--profile-set", "micro_batches_per_launch=2")
     assert (merged["launches_per_step"], merged["micro_batches_per_launch"]) == (2, 2)
     assert "at most 2 micro-batches merged (micro_batches_per_launch: 2)" in merged["assumes"]
+    one_by_one = plan(*profile, "--profile-set", "micro_batches_per_launch=1")
+    assert "micro-batches not merged (micro_batches_per_launch: 1)" in one_by_one["assumes"]
+    assert "a larger micro_batches_per_launch" in one_by_one["bottleneck"]
+    assert plan("--gpu", "h100", "--gpus", "2", "--profile-set", "micro_batches_per_launch=1")["launches_per_step"] == 4
     eager = plan(*profile, "--profile-set", "cuda_graphs=false")
     assert "no CUDA graphs (cuda_graphs: false)" in eager["assumes"]
     low_rank = plan(*profile, "--set", "train.gradient_compression=powersgd")
@@ -71,7 +88,9 @@ def test_the_first_start_does_not_count_as_a_lost_node() -> None:
 
 def test_the_bottleneck_is_named() -> None:
     large = ["--set", "train.global_batch_size=32768", "--set", "train.micro_batch_size=128"]
-    assert "micro-batch" in plan("--gpu", "h100", "--gpus", "8")["bottleneck"]
+    assert "fewer GPUs with more micro-batches each" in plan("--gpu", "h100", "--gpus", "8")["bottleneck"]
+    assert plan("--gpu", "h100", "--gpus", "1")["bottleneck"] == "the h100 GPUs themselves"
+    assert "uneven shares: 4 GPUs, which are as fast" in plan("--gpu", "h100", "--gpus", "5")["bottleneck"]
     assert "loader" in plan("--gpu", "h100", "--gpus", "8", "--cpus-per-gpu", "1", *large)["bottleneck"]
     assert "network" in plan("--gpu", "h100", "--gpus", "256", "--net", "1Gbps", *large)["bottleneck"]
     assert "uneven" in plan("--gpu", "a100", "--gpus", "200", *large)["bottleneck"]
@@ -97,6 +116,7 @@ def test_a_profile_gives_workers_cpus_and_checkpoints() -> None:
         (["--gpu", "a1000", "--gpus", "8"], "did you mean"),
         (["--gpu", "a100"], "--gpus: is missing"),
         (["--gpu", "a100", "--gpus", "8", "--net", "fast"], "--net fast"),
+        (["--gpu", "a100", "--gpus", "8", "--profile-set", "nonsense=3"], "--profile-set: nonsense: unknown key"),
         (["--gpu", "a100", "--gpus", "8", "--disk", "5"], "--disk 5"),
         (["--gpu", "a100", "--gpus", "4", "--min-gpus", "8"], "--min-gpus 8"),
         (["--gpu", "l4", "--gpus", "1", "--set", "train.micro_batch_size=256"], "GB"),

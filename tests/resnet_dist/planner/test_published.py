@@ -50,7 +50,7 @@ def test_the_rooflines_are_the_two_rows_they_were_fitted_on(half: bool, roofline
     (row,) = [pair for pair in PAIRS if pair.fitted == ("HALF" if half else "FP32")]
     a, b = summarise("resnet50"), summarise("resnet152")
     ta, tb = (
-        1 / speed.images_s - train_kernels(net, half=half).seconds / speed.batch
+        1 / speed.images_s - train_kernels(net, half=half).seconds() / speed.batch
         for net, speed in ((a, row.resnet50), (b, row.resnet152))
     )
     determinant = a.macs * b.activations - b.macs * a.activations

@@ -10,11 +10,12 @@ import pytest
 
 from resnet_dist.config.loading import load_recipe
 from resnet_dist.planner.hardware import NODE_MTBF_H, parse_net
-from resnet_dist.planner.plan import Faults, Hardware, Plan, make_plan
+from resnet_dist.planner.plan import Faults, Hardware, Plan, lines, make_plan
 from resnet_dist.planner.workload import workload_of
 
 ROOT = Path(__file__).parents[3]
 DOCUMENT = (ROOT / "docs/recipes.md").read_text()
+PLANNERS_PAGE = " ".join((ROOT / "resnet_dist/planner/README.md").read_text().split())
 IMAGENET = sorted((ROOT / "resnet_dist/recipes").glob("resnet*.yaml"))
 
 
@@ -57,6 +58,13 @@ def test_the_document_says_what_plan_says() -> None:
     assert {name: cells[7] for name, cells in rows.items()} == {
         path.stem: f"{hours(plan(path, 'a100'))}, {hours(plan(path, 'h100'))}" for path in IMAGENET
     }
+
+
+def test_the_documents_say_how_uncertain_the_hours_are() -> None:
+    text = "\n".join(lines(plan(ROOT / "resnet_dist/recipes/resnet152_90ep.yaml", "h100")))
+    hours, speeds = re.search(r"uncertain +(.* to .*) h, (.* to .*) images/s", text).groups()  # type: ignore[union-attr]
+    assert f"8 H100 anything from {hours} hours" in DOCUMENT
+    assert f"8 H100, with 32 images in a launch, that is {speeds} images/s, {hours} hours" in PLANNERS_PAGE
 
 
 def test_the_first_try_takes_the_minutes_that_the_document_says() -> None:

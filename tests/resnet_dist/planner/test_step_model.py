@@ -70,7 +70,7 @@ def test_a_gpu_with_a_published_figure_gives_it_back() -> None:
         if gpu.resnet50_half:
             images_s, batch = gpu.resnet50_half
             net = summarise("resnet50")
-            launch_s = batch * image_s(net, gpu, half=True) + train_kernels(net, half=True).seconds
+            launch_s = batch * image_s(net, gpu, half=True) + train_kernels(net, half=True).seconds()
             assert batch / launch_s == pytest.approx(images_s)
 
 
