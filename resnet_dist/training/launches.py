@@ -99,6 +99,7 @@ class Launches:
         forward_backward: takes a batch of k micro-batches, adds to the gradients, returns [k, 2].
         uses_graphs: whether to capture graphs. Only with a `FastReduction` on a GPU.
         log: takes one line for the user.
+        warn: takes one that is a warning.
     """
 
     def __init__(
@@ -109,9 +110,10 @@ class Launches:
         *,
         uses_graphs: bool,
         log: Callable[[str], None],
+        warn: Callable[[str], None],
     ) -> None:
         self._forward_backward, self._reduction, self._statistics = forward_backward, reduction, statistics
-        self._log = log
+        self._log, self._warn = log, warn
         self._uses_graphs = uses_graphs
         self._pool: Any = None
         """The graphs' shared memory: that of the first one, since the others never run at the same time."""
@@ -193,13 +195,13 @@ class Launches:
             self._rehearsed.update(dict.fromkeys(shapes))
             self._reduction.end_graphs()
             reason = " ".join(str(error).split())[:300]
-            self._log(f"{NO_GRAPHS}: {reason}")
+            self._warn(f"{NO_GRAPHS}: {reason}")
             return
         self._pool = graph.pool()
         self._rehearsed[batch.images.shape] = batch, graph
         if not self._reduction.is_recorded_in_time(graph.replay):
             self._reduction.end_graphs()
-            self._log("gradients are sent after each CUDA graph instead of during it: its events fire too early")
+            self._warn("gradients are sent after each CUDA graph instead of during it: its events fire too early")
 
     def best_merge(
         self,

@@ -109,6 +109,7 @@ class Trainer:
             micro_batches_per_launch=job.micro_batches_per_launch,
             cuda_graphs=job.cuda_graphs,
             log=ctx.log,
+            warn=ctx.warn,
         )
 
         # Checkpoints and requests

@@ -37,6 +37,7 @@ class TrainStep:
             chosen at the first step.
         cuda_graphs: whether launches on a GPU are captured.
         log: takes one line for the user.
+        warn: takes one that is a warning.
     """
 
     def __init__(
@@ -52,6 +53,7 @@ class TrainStep:
         micro_batches_per_launch: int | None = None,
         cuda_graphs: bool = True,
         log: Callable[[str], None] = lambda _: None,
+        warn: Callable[[str], None] = lambda _: None,
     ) -> None:
         self.recipe, self.state, self.reduction, self.device = recipe, state, reduction, device
         self.rank, self.world_size = rank, world_size
@@ -62,7 +64,9 @@ class TrainStep:
         self.most_merged = 1 if recipe.train.reduction == "exact" else micro_batches_per_launch
         self._prepared_px = 0
         uses_graphs = cuda_graphs and device.type == "cuda" and isinstance(reduction, FastReduction)
-        self.launches = Launches(self.forward_backward, reduction, self.statistics, uses_graphs=uses_graphs, log=log)
+        self.launches = Launches(
+            self.forward_backward, reduction, self.statistics, uses_graphs=uses_graphs, log=log, warn=warn
+        )
 
     def __call__(self, batches: Sequence[Batch], lr: float, metrics: MetricAccumulator, *, measure_norm: bool) -> None:
         """Does step number `state.step` with learning rate `lr`. All workers call it together.

@@ -119,7 +119,9 @@ def with_graphs(trainer: Trainer, capture: Capture, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr("resnet_dist.training.launches.capture", capture)
     step, lines = trainer.train_step, list[str]()
     step.reduction = FastReduction(trainer.classifier, 1, num_micro_batches=6, compression="none", in_buckets=True)
-    step.launches = Launches(step.forward_backward, step.reduction, step.statistics, uses_graphs=True, log=lines.append)
+    step.launches = Launches(
+        step.forward_backward, step.reduction, step.statistics, uses_graphs=True, log=print, warn=lines.append
+    )
     step.launches.rehearse(step.rehearsal_batch(3, small.SIZE))
     return lines
 
@@ -174,7 +176,7 @@ def test_a_launch_that_does_not_fit_says_what_to_change(tmp_path: Path) -> None:
     def too_large(batch: Batch) -> Tensor:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    launches = Launches(too_large, step.reduction, step.statistics, uses_graphs=False, log=print)
+    launches = Launches(too_large, step.reduction, step.statistics, uses_graphs=False, log=print, warn=print)
     with pytest.raises(Fault, match=r"8 images of 8 px .* set micro_batches_per_launch below 2, or recompute_act"):
         launches.rehearse(step.rehearsal_batch(2, small.SIZE))
 
@@ -199,7 +201,9 @@ def test_on_a_gpu_the_merge_that_is_faster_and_fits_is_taken(
             raise torch.OutOfMemoryError("CUDA out of memory")
         return step.forward_backward(batch)
 
-    launches = Launches(forward_backward, step.reduction, step.statistics, uses_graphs=False, log=lines.append)
+    launches = Launches(
+        forward_backward, step.reduction, step.statistics, uses_graphs=False, log=lines.append, warn=print
+    )
     before = small.digest(step.state.state_dict())
     assert launches.best_merge(lambda k: step.rehearsal_batch(k, small.SIZE), 6, compiled=False) == expected
     chosen = (
