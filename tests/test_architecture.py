@@ -268,6 +268,7 @@ WALLS = {
         "resnet_dist.config",
         "resnet_dist.models",
         "resnet_dist.training.launches",  # how training merges micro-batches
+        "resnet_dist.training.reduce",  # the size of its buckets
     ),
     "resnet_dist.bench": (
         "resnet_dist.errors",

@@ -70,8 +70,6 @@ JITTER = 0.019
 """Standard deviation of a worker's step time as a share of it; the step waits for the slowest. Fitted on DLPerf's
 rows for 4 and 8 V100, CONTENTION on those for 16."""
 
-BUCKET_BYTES = 25 * 2**20
-"""Gradients are sent in buckets of this size, as soon as the backward pass has filled one."""
 LOADER_SHARPNESS = 8.0
 """Sharpness of the change from net to loader as the limit: rate = (net^-p + loader^-p)^(-1/p). Fitted to two rows."""
 

@@ -13,7 +13,6 @@ from typing import NamedTuple
 from resnet_dist.models.summary import Summary, summarise
 from resnet_dist.planner.hardware import (
     BACKWARD_SHARE,
-    BUCKET_BYTES,
     BYTES_PER_ACTIVATION_KEPT,
     CONTENTION,
     FP32,
@@ -35,6 +34,7 @@ from resnet_dist.planner.hardware import (
 )
 from resnet_dist.planner.workload import Workload
 from resnet_dist.training.launches import GPU_IMAGES, MEMORY_SHARE, cut, merged_on_gpu
+from resnet_dist.training.reduce import BUCKET_BYTES
 
 # ---- a launch: forward and backward pass of one or several merged micro-batches --------------------------------------
 

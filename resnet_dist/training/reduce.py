@@ -23,7 +23,7 @@ from resnet_dist.training.device import DeviceTimer
 Compression = Literal["none", "bf16", "fp16", "powersgd"]
 """powersgd is a reduction of its own."""
 _FORMATS = {"bf16": torch.bfloat16, "fp16": torch.float16}
-_BUCKET_BYTES = 25 << 20
+BUCKET_BYTES = 25 << 20
 """As DistributedDataParallel's: an all-reduce of less is slower a byte, and of more starts later."""
 _CHUNK_NUMBERS = 1 << 22
 """How many numbers of the gradient are exchanged at a time: limits the memory of `exact` beyond its sums."""
@@ -144,7 +144,7 @@ class FastReduction:
         # A single worker on a CPU needs no flat memory, and adding to it would cost a pass over the gradients.
         if in_buckets is None:
             in_buckets = world_size > 1 or self._format is not None or self._device.type == "cuda"
-        self._buckets = buckets_of(parameters, _BUCKET_BYTES) if in_buckets else []
+        self._buckets = buckets_of(parameters, BUCKET_BYTES) if in_buckets else []
         for bucket in self._buckets:
             for parameter in bucket.parameters:
                 parameter.register_post_accumulate_grad_hook(partial(self._arrived, bucket))

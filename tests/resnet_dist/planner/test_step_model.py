@@ -20,7 +20,6 @@ from resnet_dist.errors import UserError
 from resnet_dist.models.registry import build_model
 from resnet_dist.models.summary import KernelCounter, summarise
 from resnet_dist.planner.hardware import (
-    BUCKET_BYTES,
     GPUS,
     IMAGES_PER_CORE,
     Links,
@@ -44,7 +43,7 @@ from resnet_dist.planner.step import (
     train_kernels,
 )
 from resnet_dist.planner.workload import Workload, workload_of
-from resnet_dist.training.reduce import FastReduction, PowerSgdReduction
+from resnet_dist.training.reduce import BUCKET_BYTES, FastReduction, PowerSgdReduction
 from resnet_dist.training.step import TrainStep
 from tests.resnet_dist.training.fake_cuda import fake_cuda, on_fake_cuda
 
