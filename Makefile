@@ -37,7 +37,7 @@ PYTEST := $(BIN)/python -m pytest --numprocesses=logical --maxprocesses=4 --dist
 check: lint  ## Style, types, and the tests without Ray, servers and long processes: some 3 minutes on two cores.
 	$(PYTEST) -m "not slow and not system"
 
-test: setup  ## All tests that a change must pass: some 12 minutes on two cores.
+test: setup  ## All tests that a change must pass: some 15 minutes on two cores.
 	$(PYTEST) -m "not slow"
 
 test-browser: setup  ## MLflow's pages in a real browser: needs Chromium (apt-get install chromium).

@@ -25,10 +25,11 @@ from resnet_dist.errors import Fault
 from resnet_dist.models.batch_norm import BatchNormStatistics
 from resnet_dist.training.reduce import FastReduction, Reduction
 
-CPU_PIXELS = 128 * 64**2
-"""Pixels of a launch on a CPU, at most: more do not fit its caches, and larger launches were slower there."""
-CPU_MICRO_BATCH = 32
-"""Micro-batches of this many images, or more, are not merged on a CPU: `resnet-dist bench step` shows no gain."""
+CPU_PIXELS = 1 << 17
+"""Pixels of a launch on a CPU, at most: as many as were measured to gain (bench/results/step_cpu2_202611.md)."""
+CPU_MICRO_BATCH = 16
+"""Micro-batches of this many images, or more, are not merged on a CPU: they were slower together, and four images
+faster."""
 GPU_IMAGES = 512
 """Images of a launch on a GPU, at most: with more, ResNets gain nothing."""
 MEMORY_SHARE = 0.8
