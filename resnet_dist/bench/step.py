@@ -29,6 +29,7 @@ from torch.nn.parallel import DistributedDataParallel
 from resnet_dist.bench.paired import Subject, markdown, print_result, ratios, rotated
 from resnet_dist.config.recipe import Recipe
 from resnet_dist.data.batch import Batch
+from resnet_dist.data.loader import Numbers
 from resnet_dist.models.registry import build_model
 from resnet_dist.models.summary import KernelCounter
 from resnet_dist.storage.folder import FolderStorage
@@ -190,7 +191,7 @@ class InMemory:
         sample_ids: NDArray[np.int64],
         *,
         sizes: Sequence[int] | None = None,
-        numbers: Callable[[int], NDArray[np.int64]] | None = None,
+        numbers: Numbers | None = None,
     ) -> Generator[Batch, None, None]:
         """`sizes` that are whole micro-batches."""
         micro_batch_size = len(self._batches[0].labels)

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from resnet_dist.config.recipe import Recipe, steps_per_epoch
 from resnet_dist.data.batch import Batch
 from resnet_dist.data.decoder import eval_images, train_images
-from resnet_dist.data.loader import BetonLoader
+from resnet_dist.data.loader import BetonLoader, Numbers
 from resnet_dist.data.order import PageShuffle, eval_batch_size, micro_batch_share, train_order
 from resnet_dist.training.context import RunContext, TrainingJob
 
@@ -28,7 +28,7 @@ class Loader(Protocol):
         sample_ids: NDArray[np.int64],
         *,
         sizes: Sequence[int] | None = None,
-        numbers: Callable[[int], NDArray[np.int64]] | None = None,
+        numbers: Numbers | None = None,
     ) -> Generator[Batch, None, None]:
         """Batches in the order of `sample_ids`, augmented as in `epoch`: of the loader's own size, or of `sizes`, over
         and over. `numbers(i)` goes with batch i."""
@@ -123,7 +123,7 @@ def batches_of(
     ids: NDArray[np.int64],
     *,
     sizes: Sequence[int] | None = None,
-    numbers: Callable[[int], NDArray[np.int64]] | None = None,
+    numbers: Numbers | None = None,
 ) -> Generator[Batch, None, None]:
     """The batches of the samples `ids`, with a heartbeat for each."""
     with closing(split.loader.epoch(epoch, ids, sizes=sizes, numbers=numbers)) as batches:

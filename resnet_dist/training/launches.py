@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from itertools import pairwise
 from typing import Any, NamedTuple
@@ -246,15 +246,12 @@ class Launches:
 
     def _fits(self, batch: Batch) -> bool:
         """Rehearses a launch. Whether the memory was enough."""
-        try:
+        with suppress(torch.OutOfMemoryError):
             self._rehearse(batch)
-        except torch.OutOfMemoryError:
-            fits = False
-        else:
             return True
         self.forget()  # after the error is gone, which holds the launch's tensors
         torch.cuda.empty_cache()
-        return fits
+        return False
 
     def _launch_s(self, batch: Batch) -> float:
         """Seconds that a rehearsed launch takes."""

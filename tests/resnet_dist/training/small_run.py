@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from resnet_dist.config.recipe import Recipe, TrainConfig
 from resnet_dist.data.batch import Batch
+from resnet_dist.data.loader import Numbers
 from resnet_dist.storage.folder import FolderStorage
 from resnet_dist.tracking.tracker import Tracker
 from resnet_dist.training.checkpoint import CheckpointMetadata, Identity, checkpoint_name, write_checkpoint
@@ -78,7 +79,7 @@ class Memory:
         sample_ids: NDArray[np.int64],
         *,
         sizes: Sequence[int] | None = None,
-        numbers: Callable[[int], NDArray[np.int64]] | None = None,
+        numbers: Numbers | None = None,
     ) -> Generator[Batch, None, None]:
         start = 0
         for index, size in enumerate(cycle(sizes or [self.batch_size])):
