@@ -27,7 +27,12 @@ from resnet_dist.gpus.device import collective_backend
 from resnet_dist.launch.cluster import HeadWatch, alive_nodes, start_timeout_s, worker_capacity, worker_environment
 from resnet_dist.launch.control import WorkerStatus, start_control
 from resnet_dist.launch.execute import clear_leftovers
-from resnet_dist.launch.ray_internals import NO_RESERVATION, release, release_request
+from resnet_dist.launch.ray_internals import (
+    NO_RESERVATION,
+    make_cleanup_ask_own_cluster,
+    release,
+    release_request,
+)
 from resnet_dist.launch.run import Run
 from resnet_dist.launch.worker import WorkerSetup, prepare_worker, worker_main
 from resnet_dist.storage.base import RunStorage
@@ -321,7 +326,7 @@ def build_ray_trainer(profile: Profile, storage: RunStorage, setup: WorkerSetup)
     resources: dict[str, float] = {"CPU": profile.cpus_per_worker}
     if use_gpu:
         resources["GPU"] = profile.gpus_per_worker
-    return TorchTrainer(
+    trainer = TorchTrainer(
         worker_main,
         train_loop_config={"setup": setup},
         torch_config=CheckedTorchConfig(
@@ -353,6 +358,8 @@ def build_ray_trainer(profile: Profile, storage: RunStorage, setup: WorkerSetup)
             worker_runtime_env=worker_environment(profile),
         ),
     )
+    make_cleanup_ask_own_cluster(trainer)
+    return trainer
 
 
 def wait_for_remaining_capacity(profile: Profile, stop_requested: Callable[[], bool]) -> None:

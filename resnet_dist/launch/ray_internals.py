@@ -21,6 +21,7 @@ from resnet_dist.errors import Fault
 
 if TYPE_CHECKING:
     from ray.job_submission import JobSubmissionClient
+    from ray.train.torch import TorchTrainer
     from ray.tune.experiment import Trial
 
 _log = logging.getLogger(__name__)
@@ -73,6 +74,34 @@ def release(reservation: Reservation) -> None:
 
         remove_placement_group(PlacementGroup(PlacementGroupID(bytes.fromhex(reservation.placement_group))))
     release_request(reservation.request)
+
+
+def make_cleanup_ask_own_cluster(trainer: TorchTrainer) -> None:
+    """Ray Train's clean-up of placement groups asks whether the controller lives; from now on, in its own cluster.
+
+    Ray 2.60 asks the cluster that `ray start` began last on this machine. With two clusters on one machine it misses
+    the controller, and takes the placement group from under running workers.
+    """
+    if not _is_known():
+        return
+    from ray.train.v2._internal.callbacks import placement_group_callback as rays
+
+    class Cleaner(rays.PlacementGroupCleaner):
+        def __init__(self, **arguments: Any) -> None:
+            os.environ["RAY_ADDRESS"] = ray.get_runtime_context().gcs_address  # of this process, which does only this
+            super().__init__(**arguments)
+
+    class Callback(rays.PlacementGroupCleanerCallback):
+        def after_controller_start(self, train_run_context: Any) -> None:
+            rays.PlacementGroupCleaner = Cleaner  # in the controller's process
+            super().after_controller_start(train_run_context)
+
+    default = trainer._create_default_callbacks
+
+    def callbacks() -> list[Any]:
+        return [Callback() if isinstance(c, rays.PlacementGroupCleanerCallback) else c for c in default()]
+
+    trainer._create_default_callbacks = callbacks
 
 
 def release_request(request: str) -> None:

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from types import SimpleNamespace
 from typing import Any, cast
+from unittest.mock import MagicMock
 
 import pytest
+import ray
 from ray.train import FailureConfig as RayFailureConfig
+from ray.train.torch import TorchTrainer
+from ray.train.v2._internal.callbacks import placement_group_callback as rays
 from ray.train.v2._internal.execution.failure_handling import DefaultFailurePolicy, FailureDecision
 from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
 
@@ -15,6 +20,7 @@ from resnet_dist.errors import Fault
 from resnet_dist.launch import ray_group as module
 from resnet_dist.launch.control import RunControl
 from resnet_dist.launch.ray_group import CheckedTorchConfig, ControllerLost, Preempted, ray_group
+from resnet_dist.launch.ray_internals import make_cleanup_ask_own_cluster
 from resnet_dist.training.context import Observer, WorkerResult
 
 LOST, LEFT = ControllerLost("Ray Train's controller died: killed"), Preempted(step=7)
@@ -105,3 +111,20 @@ def test_a_gpu_that_fails_when_workers_start_again_counts_as_a_failure_of_a_work
     assert line == f"warning: workers cannot start: {'; '.join(answers[1:4])}; and 2 more"
     policy = DefaultFailurePolicy(RayFailureConfig(max_failures=1))
     assert [policy.make_decision(error) for _ in range(2)] == [FailureDecision.RETRY, FailureDecision.RAISE]
+
+
+def test_the_cleanup_of_placement_groups_asks_the_cluster_it_runs_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rays, "PlacementGroupCleaner", rays.PlacementGroupCleaner)  # put back at the end
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.9:1")
+    started: list[type] = []
+    monkeypatch.setattr(ray, "remote", lambda **_: lambda actor: started.append(actor) or MagicMock())
+    monkeypatch.setattr(ray, "get_runtime_context", lambda: SimpleNamespace(gcs_address="10.0.0.1:6379"))
+    monkeypatch.setattr(ray.runtime_context, "get_runtime_context", lambda: MagicMock())
+
+    trainer = TorchTrainer(lambda: None)
+    make_cleanup_ask_own_cluster(trainer)
+    (callback,) = [c for c in trainer._create_default_callbacks() if isinstance(c, rays.PlacementGroupCleanerCallback)]
+    callback.after_controller_start(SimpleNamespace(run_id="r"))
+    (cleaner,) = started
+    cleaner(controller_actor_id="a", check_interval_s=1.0, get_actor_timeout_s=1, stop_timeout=None)
+    assert os.environ["RAY_ADDRESS"] == "10.0.0.1:6379"
