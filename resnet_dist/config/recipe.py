@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
+from functools import reduce
 from math import floor
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -560,10 +561,12 @@ class Recipe(Section):
 
 
 _UNSET = object()
-RECORDED_DEFAULTS: Mapping[str, Any] = {"data.allow_overlap": False}
+RECORDED_DEFAULTS: Mapping[str, Any] = {
+    "data.allow_overlap": False,
+}
 """Keys that were added after recipes were first hashed, see `without_recorded_defaults`."""
-_DECIDES_NO_NUMBER = "allow_overlap"
-"""A key of the data section that changes no result: a run may be resumed with another value."""
+_DECIDES_NO_NUMBER = ("data.allow_overlap",)
+"""Keys that change no result: a run may be resumed with another value."""
 
 
 def recipe_hash(recipe: Recipe) -> str:
@@ -584,8 +587,10 @@ def recipe_changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[
 
 def _hashed(dumped: Mapping[str, Any]) -> Any:
     hashed = without_recorded_defaults(dumped, RECORDED_DEFAULTS)
-    if isinstance(hashed.get("data"), Mapping):
-        hashed["data"] = {key: value for key, value in hashed["data"].items() if key != _DECIDES_NO_NUMBER}
+    for path in _DECIDES_NO_NUMBER:
+        *sections, key = path.split(".")
+        section = reduce(lambda outer, name: outer.get(name) or {}, sections, hashed)
+        section.pop(key, None)
     return hashed
 
 
