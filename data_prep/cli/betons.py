@@ -15,6 +15,7 @@ from data_prep.beton.manifest import Manifest, load_manifest
 from data_prep.cli.options import (
     AsJson,
     Classes,
+    SkipUnlisted,
     checked,
     echo,
     facts_of,
@@ -200,6 +201,7 @@ def verify(
     split: Annotated[str | None, typer.Option(help="Split of the source.  [default: the beton's]")] = None,
     options: SourceOptions = NO_OPTIONS,
     classes: Classes = None,
+    skip_unlisted: SkipUnlisted = False,
     as_json: AsJson = False,
 ) -> None:
     """Check a beton against its manifest: size, digests, structure, counts, and whether its images decode.
@@ -212,7 +214,7 @@ def verify(
 
     count = _decode_count(decode)
     beton = local_path(beton)
-    if source is None and {input_, split, classes, *asdict(options).values()} != {None}:
+    if source is None and ({input_, split, classes, *asdict(options).values()} != {None} or skip_unlisted):
         raise UserError("--input and other options of a source: add --source NAME to compare with that source")
     with progress_on_stderr() as progress:
         report = run_verification(
@@ -223,6 +225,7 @@ def verify(
             split=split,
             options=options,
             classes=classes,
+            skip_unlisted=skip_unlisted,
             on_decoded=progress.decoded,
         )
     manifest = report.manifest

@@ -14,6 +14,7 @@ from data_prep.cli.options import (
     AsJson,
     Classes,
     Input,
+    SkipUnlisted,
     SourceKind,
     echo,
     facts_of,
@@ -52,6 +53,7 @@ def convert(
     ] = None,
     options: SourceOptions = NO_OPTIONS,
     classes: Classes = None,
+    skip_unlisted: SkipUnlisted = False,
     workers: Annotated[
         int | None,
         typer.Option(min=0, help="Ray tasks at a time; 0: in this process, without Ray.  [default: one per CPU]"),
@@ -120,6 +122,7 @@ def convert(
             split=split,
             options=options,
             classes=classes,
+            skip_unlisted=skip_unlisted,
             settings=_settings(
                 encode, raw_share, seed, max_side, quality, subsampling, page_mib, exif, background, check
             ),

@@ -13,6 +13,7 @@ from data_prep.cli.options import (
     AsJson,
     Classes,
     Input,
+    SkipUnlisted,
     SourceKind,
     takes_source_options,
 )
@@ -28,6 +29,7 @@ def inspect(
     split: Annotated[str | None, typer.Option(help="Split of the source.")] = None,
     options: SourceOptions = NO_OPTIONS,
     classes: Classes = None,
+    skip_unlisted: SkipUnlisted = False,
     headers: Annotated[int, typer.Option(min=1, help="How many images to read the headers of, spread evenly.")] = 500,
     as_json: AsJson = False,
 ) -> None:
@@ -41,7 +43,7 @@ def inspect(
 
     request = SplitRequest(split, explicit=split is not None)
     with progress_on_stderr() as progress:
-        opened = open_named(source, input_, request, options, classes)
+        opened = open_named(source, input_, request, options, classes, skip_unlisted=skip_unlisted)
         found = survey(opened, headers, on_header=progress.decoded)
     show(found, sys.stdout)
     if as_json:

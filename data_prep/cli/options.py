@@ -28,8 +28,12 @@ Classes = Annotated[
     str | None,
     typer.Option(
         metavar="FILE",
-        help="Use exactly these classes, in this order: a file with one name per line, or the training set's .beton.",
+        help="Use exactly these classes, in this order: a file with one name per line (or name, tab, label), or a "
+        "data set's .beton or manifest.",
     ),
+]
+SkipUnlisted = Annotated[
+    bool, typer.Option("--skip-unlisted", help="Leave out images of classes that --classes does not list.")
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="End with one line of JSON on stdout.")]
 

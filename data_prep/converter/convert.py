@@ -92,6 +92,7 @@ def convert(
     split: str | None = None,
     options: SourceOptions = NO_OPTIONS,
     classes: str | None = None,
+    skip_unlisted: bool = False,
     settings: ConvertSettings = ConvertSettings(),  # noqa: B008 - frozen
     bad_policy: BadPolicy = BadPolicy(),  # noqa: B008 - frozen
     workers: int | Pool | None = 0,
@@ -110,13 +111,14 @@ def convert(
     (5, 5)
 
     Args:
-        source: a kind of source (`image-folder`, `ilsvrc`, `digits`, ...), which the next four arguments describe, or
+        source: a kind of source (`image-folder`, `ilsvrc`, `digits`, ...), which the next five arguments describe, or
             an open one. A kind is listed again before the beton gets its name: it must not have changed.
         output: `FILE.beton`, or `s3://bucket/name.beton`.
         input: the folder, file, glob or URL to read.
         split: the split to read; `all`: everything. None: the one in the output's name (`train.beton`).
         options: options that only some sources have.
         classes: a file with a class name per line, or a beton: exactly these classes, in this order.
+        skip_unlisted: leave out images of other classes; otherwise they are an error.
         settings: how images are stored.
         bad_policy: what to do about samples that cannot be stored.
         workers: Ray tasks at a time, on the cluster of RAY_ADDRESS or a local Ray; None: one per CPU. 0: no Ray, in
@@ -135,7 +137,7 @@ def convert(
     reopen: Callable[[], Source] | None = None
     if isinstance(source, str):
         request = requested_split(split, Path(output))
-        reopen = partial(open_named, source, input, request, options, classes)
+        reopen = partial(open_named, source, input, request, options, classes, skip_unlisted=skip_unlisted)
         source = reopen()
     if len(source) == 0:
         raise UserError(f"{source.description.location}: holds no samples")

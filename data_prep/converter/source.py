@@ -25,11 +25,18 @@ SIBLINGS = ("train", "training", "val", "validation", "test")
 
 
 def open_named(
-    name: str, location: str | None, split: SplitRequest, options: SourceOptions, classes: str | None = None
+    name: str,
+    location: str | None,
+    split: SplitRequest,
+    options: SourceOptions,
+    classes: str | None = None,
+    *,
+    skip_unlisted: bool = False,
 ) -> Source:
     """As `open_source`. `classes`: a file that lists the classes, or a beton that has them.
 
-    UserError when the source cannot be found or understood, or has a class that is not listed.
+    UserError when the source cannot be found or understood, or has a class that is not listed (unless `skip_unlisted`
+    leaves it out).
     """
     given = {"input": location, "classes": classes, **asdict(options)}
     for option, value in (given | {"split": split.name} if split.explicit else given).items():
@@ -37,17 +44,19 @@ def open_named(
             flag = f"--{option.replace('_', '-')}"
             raise UserError(f"{flag}: is empty; leave it out, or give a value (a shell variable that is not set?)")
     if classes is None:
+        if skip_unlisted:
+            raise UserError("--skip-unlisted leaves out what --classes FILE does not list; add that")
         return open_source(name, location, split, options)
     if options.class_order is not None:
         raise UserError("--class-order and --classes: both give the order of the classes; leave one out")
     class_names = read_class_list(classes)
     takes_order = name in SOURCES and "class_order" in SOURCES[name].takes
     opened = open_source(name, location, split, replace(options, class_order=GIVEN) if takes_order else options)
-    return with_classes(opened, class_names, classes)
+    return with_classes(opened, class_names, classes, skip_unlisted=skip_unlisted)
 
 
 def read_class_list(location: str) -> tuple[str, ...]:
-    """Class names by label, from a text file with one per line, a beton, or its manifest.
+    """Class names by label, from a text file (see `read_class_names`), a beton, or its manifest.
 
     UserError when there is no such file, or it lists no classes, or one twice.
     """

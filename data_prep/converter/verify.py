@@ -49,6 +49,7 @@ def verify(
     split: str | None = None,
     options: SourceOptions = NO_OPTIONS,
     classes: str | None = None,
+    skip_unlisted: bool = False,
     on_decoded: Callable[[int, int], None] = lambda *_: None,
 ) -> VerifyReport:
     """Checks a beton against its manifest: size, digests, structure, counts, and that its images decode.
@@ -63,7 +64,7 @@ def verify(
     Args:
         decode: how many images to decode, spread evenly; None: all.
         source: if no problem is found, as many of its samples are encoded again and compared with the stored ones. A
-            name as in `convert`, with `input`, `split` (None: the beton's), `options` and `classes`, or an open source.
+            name as in `convert`, with its arguments (`split` None: the beton's), or an open source.
         on_decoded: called with the number of images decoded or compared so far, and their total.
 
     Raises:
@@ -74,7 +75,8 @@ def verify(
     manifest = read_manifest(beton)
     if isinstance(source, str):
         name = manifest.source.get("split") if split is None else split
-        source = open_named(source, input, SplitRequest(name, explicit=name is not None), options, classes)
+        request = SplitRequest(name, explicit=name is not None)
+        source = open_named(source, input, request, options, classes, skip_unlisted=skip_unlisted)
     try:
         reader = BetonReader(beton)
     except UserError as error:

@@ -20,7 +20,7 @@ Building blocks: `files.find.path_of` (paths and URLs alike), `files.tar.walk_ta
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Self
 
 import numpy as np
@@ -87,11 +87,16 @@ class SourceDescription:
     """Known facts of ImageNet that the labels were checked against; empty unless it is ImageNet's 1,000 classes."""
     left_out: list[str] = field(default_factory=list)
     """The first names of `num_left_out`, where the source records them. Not in the plan's hash."""
+    selected: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """Why these are not all of its samples: rule -> its values, as JSON. Empty: they are all."""
 
 
 def facts_of(described: Mapping[str, Any]) -> dict[str, Any]:
-    """The part of a description that distinguishes two sources: all but `left_out`, which older manifests lack."""
-    return {name: value for name, value in described.items() if name != "left_out"}
+    """The part of a description that distinguishes two sources, without what older manifests lack: `left_out`, and
+    `selected` where it is empty."""
+    return {
+        name: value for name, value in described.items() if name != "left_out" and (name, value) != ("selected", {})
+    }
 
 
 class UnreadableSample(Exception):
@@ -134,6 +139,10 @@ class Source:
         """
         raise NotImplementedError
 
+    def select(self, indices: NDArray[np.int64]) -> Source:
+        """A source of these samples alone, in this order; `description` and `notes` are still those of all."""
+        return _SelectedSamples(self, indices)
+
     def __len__(self) -> int:
         return len(self.labels)
 
@@ -142,6 +151,34 @@ class Source:
         if not 0 <= index < len(self):
             raise IndexError(f"sample {index} of {len(self)}")
         return Sample(self.read(index), int(self.labels[index]), self.key(index))
+
+
+class _SelectedSamples(Source):
+    def __init__(self, source: Source, indices: NDArray[np.int64]) -> None:
+        self._source = source
+        self._indices = indices
+        self.class_names, self.labels, self.notes = source.class_names, source.labels[indices], source.notes
+        self.description = source.description
+        self.sizes = None if source.sizes is None else source.sizes[indices]
+
+    def key(self, index: int) -> str:
+        return self._source.key(int(self._indices[index]))
+
+    def read(self, index: int) -> bytes:
+        return self._source.read(int(self._indices[index]))
+
+
+def select(source: Source, indices: NDArray[np.int64], rule: str, values: Mapping[str, Any]) -> Source:
+    """These samples of a source, with the reason in its description: see `SourceDescription.selected`."""
+    chosen, described = source.select(indices), source.description
+    where: list[bytes | str] = [rule, indices.astype("<i8").tobytes()]
+    chosen.description = replace(
+        described,
+        identity=digest_of([described.identity, *where]),
+        state=digest_of([described.state, *where]),
+        selected={**described.selected, rule: dict(values)},
+    )
+    return chosen
 
 
 def read_sample(source: Source, index: int) -> Sample:

@@ -8,14 +8,14 @@ from collections.abc import Iterable, Sequence
 from copy import copy
 from dataclasses import replace
 from pathlib import PurePosixPath
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from data_prep.errors import UserError
 from data_prep.shown import few, shown
-from data_prep.sources.base import Source, SourceDescription, digest_of
+from data_prep.sources.base import Source, SourceDescription, digest_of, select
 from data_prep.sources.files.listing import FileRanges, PackedStrings
 from data_prep.sources.files.paths import HEAD_BYTES, Ends
 from data_prep.sources.imagenet import are_wnids, check_labels, label_map
@@ -90,6 +90,12 @@ class FileSource(Source):
             list(left_out[:MAX_NAMED]),
         )
 
+    def select(self, indices: NDArray[np.int64]) -> Self:
+        chosen = copy(self)
+        chosen._names = PackedStrings([self._names[index] for index in indices.tolist()])
+        chosen.labels, chosen.sizes = self.labels[indices], self.sizes[indices]
+        return chosen
+
     def ends(self, indices: Sequence[int], max_head_bytes: int = HEAD_BYTES) -> Ends:
         """The first and last bytes of the samples that can be read. Raises Fault as `read` does."""
         raise NotImplementedError
@@ -116,6 +122,11 @@ class ArchiveSource(FileSource):
         stamps = [value for file in ranges.files for value in file.status]
         super().__init__(name, location, split, listing, stamps, num_left_out, left_out)
 
+    def select(self, indices: NDArray[np.int64]) -> Self:
+        chosen, ranges = super().select(indices), self._ranges
+        chosen._ranges = FileRanges(ranges.files, ranges.file_numbers[indices], ranges.offsets[indices], chosen.sizes)
+        return chosen
+
     def read(self, index: int) -> bytes:
         return self._ranges.read(index)
 
@@ -126,41 +137,89 @@ class ArchiveSource(FileSource):
         self._ranges.read_into(indices, into)
 
 
-def with_classes(source: Source, class_names: tuple[str, ...], where: str) -> Source:
-    """The same samples, labelled by position in `class_names`, so that labels mean the same in every split.
+def with_classes(source: Source, class_names: tuple[str, ...], where: str, *, skip_unlisted: bool = False) -> Source:
+    """The samples of these classes, labelled by position in `class_names`, so that labels mean the same in every split.
 
-    `where` names the list. Classes without samples become a note. UserError if samples are of a class not listed.
+    A source that knows its classes' wnids is also understood by these. Classes without samples become a note, and so do
+    those that `skip_unlisted` leaves out.
+
+    Args:
+        where: names the list in messages.
+        skip_unlisted: leave out samples of classes that are not listed; otherwise they are an error.
+
+    Raises:
+        UserError: samples are of a class that is not listed, or of none that is; names are ambiguous.
     """
     if source.class_names == class_names:
         return source
     described = source.description
     label_of = label_map(class_names)
-    counts = np.bincount(source.labels, minlength=len(source.class_names))
-    unknown = [name for name, count in zip(source.class_names, counts, strict=True) if count and name not in label_of]
-    if unknown:
+    if len(label_of) < len(class_names):
+        raise UserError(f"{where}: {shown(_twice(class_names))} is the name of two classes; list wnids, or rename one")
+    wnids_here = {label: wnid for wnid, label in described.label_map.items()} if are_wnids(class_names) else {}
+    names = [wnids_here.get(label, name) for label, name in enumerate(source.class_names)]
+    new_labels = np.array([label_of.get(name, -1) for name in names], dtype=np.int64)
+    counts = np.bincount(source.labels, minlength=len(names))
+    present = [label for label, count in enumerate(counts) if count]
+    if ambiguous := _twice([names[label] for label in present if new_labels[label] >= 0]):
         raise UserError(
-            f"{described.location}: has images of {few(unknown)}, which {where} does not list; add the name there, "
-            "or leave these images out"
+            f"{described.location}: {shown(ambiguous)} is the name of two classes here; list wnids in {where}"
+        )
+    unlisted = [label for label in present if new_labels[label] < 0]
+    num_unlisted = int(counts[unlisted].sum())
+    if unlisted and not skip_unlisted:
+        raise UserError(
+            f"{described.location}: has images of {few([names[label] for label in unlisted])}, which {where} does not "
+            f"list{_hint(names[unlisted[0]], class_names, described.name)}; add the name there, or leave these "
+            f"{num_unlisted:,} images out with --skip-unlisted"
+        )
+    if num_unlisted == len(source):
+        raise UserError(
+            f"{described.location}: none of its classes ({few([names[label] for label in present])}) is listed in "
+            f"{where}{_hint(names[present[0]], class_names, described.name)}"
+        )
+    notes = []
+    if unlisted:
+        left_out = {"classes": len(unlisted), "samples": num_unlisted}
+        source = select(source, np.flatnonzero(new_labels[source.labels] >= 0), "unlisted", left_out)
+        images, classes = count_of(num_unlisted, "image"), count_of(len(unlisted), "class", "classes")
+        notes.append(
+            f"{images} of {classes} left out, which {where} does not list: {few([names[label] for label in unlisted])}"
+        )
+    there = {names[label] for label in present}
+    if missing := [name for name in class_names if name not in there]:
+        notes.append(
+            f"{len(missing):,} of the {len(class_names):,} classes of {where} have no images here: {few(missing)}"
         )
     relabelled = copy(source)
     relabelled.class_names = class_names
-    new_labels = np.array([label_of.get(name, -1) for name in source.class_names], dtype=np.int64)
     relabelled.labels = new_labels[source.labels]
-    found = set(source.class_names)
-    missing = [name for name in class_names if name not in found]
-    if missing:
-        note = f"{len(missing):,} of the {len(class_names):,} classes of {where} are not here: {few(missing)}"
-        relabelled.notes = (*source.notes, note)
+    relabelled.notes = (*source.notes, *notes)
     wnids = label_of if are_wnids(class_names) else {}
     keys = (source.key(index) for index in range(len(source)))
     relabelled.description = replace(
-        described,
-        identity=digest_of([described.identity, "classes", *class_names]),
-        state=digest_of([described.state, "classes", *class_names]),
+        source.description,
+        identity=digest_of([source.description.identity, "classes", *class_names]),
+        state=digest_of([source.description.state, "classes", *class_names]),
         label_map=wnids,
         label_checks=check_labels(wnids, relabelled.labels, keys, described.location),
     )
     return relabelled
+
+
+def _twice(names: Sequence[str]) -> str:
+    """The first name that occurs again; empty if none does."""
+    return next((name for name, count in Counter(names).items() if count > 1), "")
+
+
+def _hint(name: str, listed: Sequence[str], source: str) -> str:
+    """Why a class may not be listed."""
+    alike = next((other for other in listed if "".join(other.split()).lower() == "".join(name.split()).lower()), None)
+    if alike is not None:
+        return f" (it lists {shown(alike)!r}, and names must be exactly the same)"
+    if name.isdecimal() and source in ("hf-parquet", "webdataset"):
+        return " (labels are numbers here: --labels FILE gives the names of all, in label order)"
+    return ""
 
 
 # --- what was left out ------------------------------------------------------------------------------------------------

@@ -66,6 +66,11 @@ class FolderFiles(FileSource):
         super().__init__(name, root.shown, split, listing, [self._stamps.tobytes()], num_left_out)
         self.notes = tuple(notes)
 
+    def select(self, indices: NDArray[np.int64]) -> Self:
+        chosen = super().select(indices)
+        chosen._stamps = self._stamps[indices]
+        return chosen
+
     def key(self, index: int) -> str:
         return self._names[index]
 

@@ -140,18 +140,34 @@ def label_files(
     return class_names, np.array(labels, dtype=np.int64), chosen
 
 
+INDEXED = re.compile(r"(.*\S)\s*\t\s*(\d{1,9})", re.ASCII)
+"""A class and its label."""
+INDEXED_WNID = re.compile(r"(n\d{8})\s+(\d{1,9})", re.ASCII)
+INDEXED_BY_COMMA = re.compile(r".*\S\s*,\s*(\d{1,9})|(\d{1,9})\s*,\s*\S.*", re.ASCII)
+
+
 def read_class_names(path: StoragePath) -> tuple[str, ...]:
-    """Class names from a file with one per line, in label order; of `<wnid> <words>`, as in LOC_synset_mapping.txt, the
-    wnid. UserError when a name is too long or occurs twice."""
+    """Class names by label, from a file with one per line, in label order, or with its label after a tab.
+
+    Of `<wnid> <words>`, as in LOC_synset_mapping.txt, the wnid is the name. UserError when a name is too long or occurs
+    twice, or the labels are not 0, 1, 2, ..., each once.
+    """
     lines = read_lines(path)
     names = [cells[0] for _, cells in lines]
-    wnids = [name.split()[0] for name in names]
-    if are_wnids(wnids):
-        names = wnids
     if not names:
         raise UserError(f"{path.shown}: is empty; expected one class name per line, in label order")
     if len(names) > MAX_CLASSES:
         raise UserError(f"{path.shown}: lists {len(names):,} classes; expected at most {MAX_CLASSES:,}")
+    wnids = [name.split()[0] for name in names]
+    indexed = [INDEXED.fullmatch(name) or INDEXED_WNID.fullmatch(name) for name in names]
+    labels = None
+    if all(indexed):
+        names, labels = [match[1] for match in indexed if match], [int(match[2]) for match in indexed if match]
+        wnids = [name.split()[0] for name in names]
+    elif not are_wnids(wnids):
+        _refuse_columns(path, lines)
+    if are_wnids(wnids):
+        names = wnids
     first: dict[str, int] = {}
     for (line, _), name in zip(lines, names, strict=True):
         if len(name) > MAX_NAME_CHARS:
@@ -161,7 +177,44 @@ def read_class_names(path: StoragePath) -> tuple[str, ...]:
                 f"{path.shown}: {shown(name)} is in line {first[name]} and in line {line}; expected one class name "
                 "per line, each once, in label order"
             )
-    return tuple(names)
+    return tuple(names) if labels is None else _by_label(path, names, labels, [line for line, _ in lines])
+
+
+def _by_label(path: StoragePath, names: Sequence[str], labels: Sequence[int], lines: Sequence[int]) -> tuple[str, ...]:
+    first: dict[int, int] = {}
+    for label, line in zip(labels, lines, strict=True):
+        if first.setdefault(label, line) != line:
+            raise UserError(
+                f"{path.shown}: label {label} is in line {first[label]} and in line {line}; each is of one class"
+            )
+    gap = next((label for label in range(len(labels)) if label not in first), None)
+    if gap is not None:
+        hint = ": they count from 1" if min(labels) == 1 and max(labels) == len(labels) else ""
+        raise UserError(
+            f"{path.shown}: no class has label {gap}{hint}; expected each of 0..{len(labels) - 1} once, or no labels, "
+            "and the classes in their order"
+        )
+    return tuple(name for _, name in sorted(zip(labels, names, strict=True)))
+
+
+def _refuse_columns(path: StoragePath, lines: Sequence[TableRow]) -> None:
+    """UserError when lines have several columns that are not a class, a tab and its label."""
+    odd = next(((line, text) for line, (text,) in lines if "\t" in text and not INDEXED.fullmatch(text)), None)
+    if odd is None and any("\t" in text for _, (text,) in lines):
+        odd = next((line, text) for line, (text,) in lines if "\t" not in text)
+    if odd is not None:
+        raise UserError(
+            f"{path.shown}: line {odd[0]} is {shown(odd[1], 60)}; expected a class, and after a tab its label in every "
+            "line or in none"
+        )
+    by_comma = [INDEXED_BY_COMMA.fullmatch(text) for _, (text,) in lines]
+    if len(lines) > 1 and all(by_comma):
+        numbers = sorted(int(match[1] or match[2]) for match in by_comma if match)
+        if [number - numbers[0] for number in numbers] == list(range(len(lines))):
+            raise UserError(
+                f"{path.shown}: line {lines[0].line} is {shown(lines[0].cells[0], 60)}: a class and its label are "
+                "separated by a tab, the class first"
+            )
 
 
 def class_names_in(labels: str | None) -> tuple[str, ...] | None:

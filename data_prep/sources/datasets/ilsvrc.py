@@ -54,6 +54,8 @@ class Listed(NamedTuple):
 
 
 class Ilsvrc(ArchiveSource):
+    _has_class_archives = False
+
     @classmethod
     def open(cls, location: str, split: SplitRequest, options: SourceOptions = NO_OPTIONS) -> Self:
         given = storage_path(location)
@@ -143,13 +145,14 @@ class Ilsvrc(ArchiveSource):
         opened = cls("ilsvrc", archive.path.shown, split, listing, ranges, len(left_out), named)
         opened.description.label_checks.extend(notes)
         opened.notes = tuple(skipped_notes(opened.description))
+        opened._has_class_archives = split == "train"
         return opened
 
     def key(self, index: int) -> str:
         """`<archive>/[<wnid>.tar/]<file>`."""
         wnid, _, name = self._names[index].partition("/")
         archive = self._ranges.file_of(index).name
-        return f"{archive}/{wnid}.tar/{name}" if self.description.split == "train" else f"{archive}/{name}"
+        return f"{archive}/{wnid}.tar/{name}" if self._has_class_archives else f"{archive}/{name}"
 
 
 def _find_archive(given: StoragePath, split: SplitRequest) -> tuple[StoragePath, str]:

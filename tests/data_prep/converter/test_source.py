@@ -13,7 +13,8 @@ from data_prep.converter.source import class_notes, open_named, read_class_list,
 from data_prep.errors import UserError
 from data_prep.sources import SourceOptions
 from data_prep.sources.base import Source
-from data_prep.sources.file_source import FileSource
+from data_prep.sources.datasets.builtin import Digits
+from data_prep.sources.file_source import FileSource, with_classes
 from data_prep.sources.splits import ANY_SPLIT, SplitRequest
 
 NAMES = ("emu", "cat", "owl", "dog")
@@ -38,7 +39,7 @@ def test_a_folder_has_the_classes_listed_in_their_order(image_tree: Path, listed
         *(("dog/0.JPEG", 3, 3), ("dog/1.JPEG", 3, 3)),
         *(("emu/0.JPEG", 0, 0), ("emu/1.JPEG", 0, 0)),
     ]
-    assert source.notes == (f"1 of the 4 classes of {listed} are not here: owl",)
+    assert source.notes == (f"1 of the 4 classes of {listed} have no images here: owl",)
     assert isinstance(source, FileSource)
     data = bytearray(int(source.sizes[4]))  # type: ignore[index]
     source.read_into([4], memoryview(data))
@@ -68,6 +69,90 @@ def test_a_class_that_is_not_listed_is_refused_by_name(image_tree: Path, listed:
         open_as("image-folder", image_tree, listed)
     with pytest.raises(UserError, match="--class-order and --classes: both give the order"):
         open_as("image-folder", image_tree, listed, class_order="text")
+    listed.write_text("cat\nDOG\nemu\n")
+    with pytest.raises(UserError, match=r"dog, which .* \(it lists 'DOG', and names must be exactly the same\)"):
+        open_as("image-folder", image_tree, listed)
+
+
+def test_classes_that_are_not_listed_are_left_out_on_request(
+    image_tree: Path, listed: Path, tmp_path: Path, tar_of: Callable[[dict[str, bytes]], bytes]
+) -> None:
+    listed.write_text("emu\t1\ncat\t0\n")
+    source = open_named("image-folder", str(image_tree), ANY_SPLIT, SourceOptions(), str(listed), skip_unlisted=True)
+    source = pickle.loads(pickle.dumps(source))
+    assert source.class_names == ("cat", "emu")
+    assert [(source.key(i), source[i].label) for i in range(len(source))] == [
+        *(("cat/0.JPEG", 0), ("cat/1.JPEG", 0)),
+        *(("emu/0.JPEG", 1), ("emu/1.JPEG", 1)),
+    ]
+    assert source.notes == (f"2 images of 1 class left out, which {listed} does not list: dog",)
+    assert source.description.selected == {"unlisted": {"classes": 1, "samples": 2}}
+    assert isinstance(source, FileSource)
+    data = bytearray(int(source.sizes[3]))
+    source.read_into([3], memoryview(data))
+    assert data == source.read(3) == (image_tree / "emu/1.JPEG").read_bytes()
+    assert source.ends([3]).num_bytes.tolist() == [len(data)]
+
+    (tmp_path / "0.tar").write_bytes(
+        tar_of({f"{n}{end}": text for n in range(4) for end, text in ((".jpg", b"%d" % n), (".cls", b"%d" % n))})
+    )
+    listed.write_text("3\n1\n")
+    source = open_named(
+        "webdataset", str(tmp_path / "0.tar"), ANY_SPLIT, SourceOptions(), str(listed), skip_unlisted=True
+    )
+    assert [(s.key, s.data, s.label) for s in map(source.__getitem__, range(2))] == [
+        ("0.tar/1", b"1", 1),
+        ("0.tar/3", b"3", 0),
+    ]
+    source = open_named("digits", None, ANY_SPLIT, SourceOptions(), str(listed), skip_unlisted=True)
+    assert (source.class_names, len(source), source[0].key) == (("3", "1"), 365, "digit-0001")
+    listed.write_text("x\n")
+    with pytest.raises(UserError, match=r"scikit-learn: none of its classes \(0, 1, 2 and 7 more\) is listed in"):
+        open_named("digits", None, ANY_SPLIT, SourceOptions(), str(listed), skip_unlisted=True)
+    with pytest.raises(UserError, match="--skip-unlisted leaves out what --classes FILE does not list; add that"):
+        open_named("digits", None, ANY_SPLIT, SourceOptions(), skip_unlisted=True)
+
+
+def test_a_source_with_words_for_wnids_takes_a_list_of_wnids() -> None:
+    source = Digits("all")
+    wnids = tuple(f"n{number:08d}" for number in range(10))
+    source.class_names = (*(f"word {number}" for number in range(8)), "crane", "crane")
+    source.description.label_map.update({wnid: label for label, wnid in enumerate(wnids)})
+    assert with_classes(source, wnids[::-1], "LIST").labels[:3].tolist() == [9, 8, 7]
+    with pytest.raises(UserError, match="scikit-learn: crane is the name of two classes here; list wnids in LIST"):
+        with_classes(source, (*source.class_names[:8], "crane", "more"), "LIST")
+    with pytest.raises(UserError, match="LIST: crane is the name of two classes; list wnids, or rename one"):
+        with_classes(source, (*source.class_names, "more"), "LIST")
+
+
+@pytest.mark.parametrize(
+    ("text", "names"),
+    [
+        ("\ufeffemu\t1\r\n\r\n  cat \t 0 \r\n", ("cat", "emu")),
+        ("hot dog, grilled\nemu\n", ("hot dog, grilled", "emu")),
+        ("n02084071 1\nn01440764 0\n", ("n01440764", "n02084071")),
+        ("n01440764\ttench, Tinca tinca\nn02084071\tdog\n", ("n01440764", "n02084071")),
+        ("n01440764 tench\t1\nn02084071 dog\t0\n", ("n02084071", "n01440764")),
+        ("emu\t0\ncat\t0\n", "label 0 is in line 1 and in line 2"),
+        ("emu\t0\ncat\t2\n", r"no class has label 1; expected each of 0..1 once"),
+        ("emu\t1\ncat\t2\n", r"no class has label 0: they count from 1"),
+        ("emu\t0\ncat\n", "line 2 is cat; expected a class, and after a tab its label in every line or in none"),
+        ("emu\tbird\ncat\tmammal\n", "line 1 is emu.tbird; expected a class, and after a tab its label"),
+        ("0\temu\n1\tcat\n", "line 1 is 0.temu; expected a class, and after a tab its label"),
+        ("emu,0\ncat,1\n", "line 1 is emu,0: a class and its label are separated by a tab, the class first"),
+        ("1,emu\n2,cat\n", "line 1 is 1,emu: a class and its label are separated by a tab, the class first"),
+        ("\n \n", "is empty; expected one class name per line"),
+    ],
+)
+def test_lists_of_classes_give_their_order_by_lines_or_by_labels(
+    tmp_path: Path, text: str, names: tuple[str, ...] | str
+) -> None:
+    (tmp_path / "list").write_text(text, newline="")
+    if isinstance(names, tuple):
+        assert read_class_list(str(tmp_path / "list")) == names
+    else:
+        with pytest.raises(UserError, match=names):
+            read_class_list(str(tmp_path / "list"))
 
 
 def test_a_table_of_labels_has_the_classes_listed(image_tree: Path, listed: Path, tmp_path: Path) -> None:
