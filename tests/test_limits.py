@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from data_prep.beton import layout, manifest
+from data_prep.beton import paths as beton_paths
 from data_prep.pixels import LIMITS
 from data_prep.sources import hf_parquet, labels, webdataset
 from data_prep.sources.datasets import cifar, ilsvrc
@@ -79,6 +80,7 @@ def tables() -> dict[str, list[tuple[str, str, str]]]:
             ("a side of a stored image", f"{layout.MAX_SIDE_PX:,} px", "the format's own limit"),
             ("a page", mib(layout.MAX_PAGE_BYTES), "`--page-mib`, a power of two"),
             ("a manifest", mib(manifest.MAX_MANIFEST_BYTES), ""),
+            ("source paths", mib(beton_paths.MAX_TEXT_BYTES), f"compressed {mib(beton_paths.MAX_FILE_BYTES)}"),
         ],
         "A run": [
             ("a recipe, profile or space", mib(yaml_text.MAX_TEXT_BYTES), ""),

@@ -20,6 +20,7 @@ from data_prep.beton.digest import CHUNK_BYTES, chunk_digest, digest_bytes
 from data_prep.beton.files import BETON, require_space, temporary_beside, write_bytes_atomically
 from data_prep.beton.layout import STORED_ROW, lay_out
 from data_prep.beton.manifest import Manifest, describe_beton, manifest_path, write_manifest
+from data_prep.beton.paths import PATHS, pack_paths, read_paths
 from data_prep.beton.ranges import payload_of, write_beton
 from data_prep.beton.reader import BetonReader, open_beton
 from data_prep.errors import Fault, UserError
@@ -215,7 +216,7 @@ def copy_samples(
     """
     if output.suffix != BETON:
         raise UserError(f"--output {output}: expected a name that ends in .beton")
-    for path in (output, manifest_path(output), output.with_suffix(CONTENTS)):
+    for path in (output, manifest_path(output), output.with_suffix(CONTENTS), output.with_suffix(PATHS)):
         if path.exists():
             raise UserError(f"{path}: exists; remove it or choose another --output")
     if not len(chosen.samples):
@@ -238,7 +239,7 @@ def copy_samples(
         output.parent.mkdir(parents=True, exist_ok=True)
         temporary = temporary_beside(output)
         require_space(temporary, beton.total_bytes)
-        contents = _contents(inputs, chosen)
+        contents, paths = _contents(inputs, chosen), _paths(inputs, chosen)
         digest = write_beton(output, beton, payload_of(stored), temporary=temporary, after_range=on_written)
         settings = [item.manifest.settings for item in inputs]
         manifest = describe_beton(
@@ -250,9 +251,12 @@ def copy_samples(
             source={**source, "inputs": [_name_of(item) for item in inputs]},
             versions=inputs[0].manifest.versions,
             samples_digest="" if contents is None else digest_bytes(contents),
+            paths_digest="" if paths is None else paths[1],
         )
         if contents is not None:
             write_bytes_atomically(output.with_suffix(CONTENTS), contents)
+        if paths is not None:
+            write_bytes_atomically(output.with_suffix(PATHS), paths[0])
         write_manifest(output, manifest)
     except OSError as error:
         raise Fault(f"{output}: cannot be written: {error.strerror}; fix that, then run the same command") from None
@@ -269,6 +273,15 @@ def _contents(inputs: Sequence[BetonReader], chosen: ChosenSamples) -> bytes | N
         here = chosen.inputs == number
         contents[here] = theirs[chosen.samples[here]]
     return contents.tobytes()
+
+
+def _paths(inputs: Sequence[BetonReader], chosen: ChosenSamples) -> tuple[bytes, str] | None:
+    """`pack_paths` of the new beton's samples, empty for those of an input without paths; None if no input has any."""
+    theirs = [read_paths(str(item.path), item.manifest) for item in inputs]
+    if all(paths is None for paths in theirs):
+        return None
+    pairs = zip(chosen.inputs.tolist(), chosen.samples.tolist(), strict=True)
+    return pack_paths("" if (paths := theirs[number]) is None else paths[sample] for number, sample in pairs)
 
 
 def _rows(inputs: Sequence[BetonReader], chosen: ChosenSamples) -> NDArray[np.void]:

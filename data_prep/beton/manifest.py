@@ -76,6 +76,8 @@ class Manifest:
     """Hex digests of consecutive chunks of `chunk_bytes`."""
     samples_digest: str = ""
     """`blake3:<hex>` of `<name>.samples.bin`, see `beton/contents.py`. Empty: there is none."""
+    paths_digest: str = ""
+    """`blake3:<hex>` of the text in `<name>.paths.txt.gz`, see `beton/paths.py`. Empty: there is none."""
 
     @property
     def num_classes(self) -> int:
@@ -205,6 +207,7 @@ def describe_beton(
     versions: Mapping[str, str],
     quarantined: tuple[Mapping[str, Any], ...] = (),
     samples_digest: str = "",
+    paths_digest: str = "",
 ) -> Manifest:
     """The manifest of a beton with this layout and digest."""
     image = beton.metadata["image"]
@@ -229,6 +232,7 @@ def describe_beton(
         chunk_bytes=CHUNK_BYTES,
         chunks=digest.chunks,
         samples_digest=samples_digest,
+        paths_digest=paths_digest,
     )
 
 
@@ -244,6 +248,7 @@ def count_classes(labels: NDArray[np.int64], num_classes: int) -> tuple[int, ...
 
 
 _MAX_INTEGER = (1 << 63) - 1
+_SIDE_FILES = ("samples_digest", "paths_digest")
 _ITEM_TYPES: Mapping[str, type] = {
     "tuple[str, ...]": str,
     "tuple[int, ...]": int,
@@ -253,8 +258,8 @@ _ITEM_TYPES: Mapping[str, type] = {
 
 def _read_field(tree: Mapping[str, Any], name: str, annotation: str, where: str) -> Any:
     """A field of `Manifest`. `annotation`: its type there, by which the value is checked."""
-    if name == "samples_digest" and name not in tree:
-        return ""  # schema 2, and betons that were not converted
+    if name in _SIDE_FILES and name not in tree:
+        return ""  # earlier versions, and betons that were not converted
     if name not in tree:
         raise UserError(f"{where}: {name} is missing; make the beton again")
     value = tree[name]
@@ -286,7 +291,7 @@ def _contradiction(manifest: Manifest) -> str | None:
     """Why the fields, each of the right type, cannot describe one beton; None if they can."""
     try:
         digest = parse_digest(manifest.digest)
-        of_samples = parse_digest(manifest.samples_digest) if manifest.samples_digest else None
+        side_files = [(name, parse_digest(text)) for name in _SIDE_FILES if (text := getattr(manifest, name))]
     except ValueError as error:
         return f"digest: {error}"
     num_chunks = -(-manifest.beton_bytes // CHUNK_BYTES)
@@ -294,8 +299,9 @@ def _contradiction(manifest: Manifest) -> str | None:
     modes = manifest.mode_counts
     if not digest.is_tree or digest.algorithm != _ALGORITHM_OF[manifest.schema_version]:
         return f"digest is {manifest.digest}, which does not match schema_version {manifest.schema_version}"
-    if of_samples is not None and (of_samples.is_tree or not of_samples.is_proof):
-        return f"samples_digest is {manifest.samples_digest}, expected {ALGORITHM}:..."
+    for name, of_file in side_files:
+        if of_file.is_tree or not of_file.is_proof:
+            return f"{name} is {getattr(manifest, name)}, expected {ALGORITHM}:..."
     if manifest.chunk_bytes != CHUNK_BYTES:
         return f"chunk_bytes is {manifest.chunk_bytes}, expected {CHUNK_BYTES}"
     if len(manifest.chunks) != num_chunks:

@@ -12,16 +12,18 @@ import os
 import stat
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
 from data_prep.beton.contents import CONTENTS, read_contents
 from data_prep.beton.digest import CHUNK_BYTES, Algorithm, chunk_digest, parse_digest
 from data_prep.beton.files import (
+    beside,
     make_private_folder,
     open_location,
     open_regular,
+    read_location,
     rename_durably,
     require_safe_folder,
     require_space,
@@ -29,6 +31,7 @@ from data_prep.beton.files import (
     write_bytes_atomically,
 )
 from data_prep.beton.manifest import Manifest, manifest_path, read_manifest, write_manifest
+from data_prep.beton.paths import MAX_FILE_BYTES, PATHS
 from data_prep.beton.ranges import create_sized
 from data_prep.errors import Fault, UserError
 
@@ -148,7 +151,15 @@ def _copy(source: str, staged: Path, manifest: Manifest, on_copied: Callable[[in
     contents = read_contents(source, manifest)
     if contents is not None:
         write_bytes_atomically(staged.with_suffix(CONTENTS), contents.tobytes())
+    _copy_paths(source, staged, manifest)
     write_manifest(staged, manifest)
+
+
+def _copy_paths(source: str, staged: Path, manifest: Manifest) -> None:
+    """The source paths, if they can be read: no training needs them."""
+    if manifest.paths_digest:
+        with suppress(OSError):
+            write_bytes_atomically(staged.with_suffix(PATHS), read_location(beside(source, PATHS), MAX_FILE_BYTES))
 
 
 def _read_chunk(file: BinaryIO, source: str, start: int, size: int, expected: str, algorithm: Algorithm) -> bytes:

@@ -9,7 +9,7 @@ import os
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -21,6 +21,7 @@ from data_prep.beton.contents import CONTENT, CONTENTS, shared_samples
 from data_prep.beton.digest import combine, digest_bytes
 from data_prep.beton.layout import lay_out
 from data_prep.beton.manifest import MANIFEST, Manifest, class_names_problem, describe_beton, require_size
+from data_prep.beton.paths import PATHS, pack_paths
 from data_prep.converter.context import Pool, Progress, ThisProcess
 from data_prep.converter.encode import encoder_versions
 from data_prep.converter.output import BAD_SAMPLES, QUARANTINE, Output, cannot_be_written, open_output, read_work_file
@@ -152,7 +153,7 @@ def convert(
         resumed = rotated = 0
         if finished is not None:
             place.remove_work()  # left by a run that was killed after it wrote the manifest
-            manifest = finished
+            manifest = finished if finished.paths_digest else _with_paths(finished, source, place)
         else:
             with place.owned():
                 conversion = _Conversion(source, plan, place, bad_policy, progress)
@@ -210,6 +211,16 @@ def _finished_before(output: Output, plan: ConversionPlan, policy: BadPolicy) ->
             f"{output.shown}: exists and leaves out {len(manifest.quarantined):,} bad samples, more than allowed "
             "now; remove it, or use the --on-error and --max-bad that it was made with"
         )
+    return manifest
+
+
+def _with_paths(finished: Manifest, source: Source, output: Output) -> Manifest:
+    """Adds the source paths to a beton of an earlier version, which did not write them."""
+    left_out = {entry["index"] for entry in finished.quarantined}
+    packed, digest = pack_paths(source.key(index) for index in range(len(source)) if index not in left_out)
+    manifest = replace(finished, paths_digest=digest)
+    output.write_bytes(PATHS, packed)
+    output.write_text(MANIFEST, manifest.to_json())
     return manifest
 
 
@@ -423,6 +434,8 @@ class _Conversion:
         stop.check()
         output.require_owned()
         bad = self._bad
+        is_stored = np.concatenate([part.rows["size"] > 0 for part in self._parts])
+        paths, paths_digest = pack_paths(map(self.job.source.key, np.flatnonzero(is_stored).tolist()))
         manifest = describe_beton(
             ranges.beton,
             combine([chunk for report in reports for chunk in report.written.chunks]),
@@ -433,10 +446,12 @@ class _Conversion:
             versions=plan.versions,
             quarantined=tuple(asdict(report) for report in bad),
             samples_digest=digest_bytes(contents),
+            paths_digest=paths_digest,
         )
         text = manifest.to_json()
         output.write_text(QUARANTINE, _as_table(bad) if bad else None)
         output.write_bytes(CONTENTS, contents)
+        output.write_bytes(PATHS, paths)
         output.write(PUBLISHING, b"")
         output.complete(target, [report.written.receipt for report in reports])
         output.write_text(MANIFEST, text)

@@ -11,8 +11,10 @@ from numpy.typing import NDArray
 
 from data_prep.beton import layout
 from data_prep.beton.class_names import difference
+from data_prep.beton.contents import read_contents
 from data_prep.beton.digest import CHUNK_BYTES, digest_file
 from data_prep.beton.manifest import Manifest, count_classes, count_modes, read_manifest, require_file
+from data_prep.beton.paths import read_paths
 from data_prep.beton.reader import BetonReader
 from data_prep.converter.encode import encode, encoder_versions
 from data_prep.converter.picture import BadSample
@@ -82,6 +84,11 @@ def verify(
     except UserError as error:
         return VerifyReport(manifest, (*_check_bytes(beton, manifest, None), str(error)), 0)
     problems = _check_bytes(beton, manifest, reader) + _check_counts(reader, manifest)
+    for read in (read_contents, read_paths):
+        try:
+            read(str(beton), manifest)
+        except UserError as error:
+            problems.append(str(error))
     chosen = spread(len(reader), decode)
     bad = []
     for done, index in enumerate(chosen.tolist(), 1):

@@ -128,7 +128,7 @@ def test_invalid_notes_of_an_earlier_run_are_ignored(
         shutil.copytree(tmp_path / "a.beton.work", tmp_path / "again" / "a.beton.work")
         (tmp_path / "again" / "a.beton.work" / note.name).write_text(bad)
         convert_here("image-folder", str(image_tree), tmp_path / "again" / "a.beton", check="headers")
-        for end in (".beton", ".samples.bin", ".manifest.json"):
+        for end in (".beton", ".samples.bin", ".paths.txt.gz", ".manifest.json"):
             made = (tmp_path / "again" / "a.beton").with_suffix(end)
             assert made.read_bytes() == expected.with_suffix(end).read_bytes()
         shutil.rmtree(tmp_path / "again")

@@ -105,7 +105,7 @@ def test_betons_of_other_classes_do_not_merge(whole: Path, tmp_path: Path, conve
 
 
 def test_the_same_images_do_not_merge_twice_whatever_their_names(whole: Path, tmp_path: Path) -> None:
-    for name in ("a.beton", "a.manifest.json", "a.samples.bin"):
+    for name in ("a.beton", "a.manifest.json", "a.paths.txt.gz", "a.samples.bin"):
         shutil.copy(whole.parent / name, tmp_path / f"copy{name[1:]}")
     for again in (whole, tmp_path / "copy.beton"):
         with pytest.raises(UserError, match="hold the same images; name them once"):

@@ -50,7 +50,12 @@ def test_manifest_says_what_is_in_the_beton(beton: Path) -> None:
     assert len(manifest.chunks) == -(-manifest.beton_bytes // manifest.chunk_bytes)
     write_manifest(beton, manifest)
     assert load_manifest(beton) == manifest
-    assert sorted(p.name for p in beton.parent.iterdir()) == ["train.beton", "train.manifest.json", "train.samples.bin"]
+    assert sorted(p.name for p in beton.parent.iterdir()) == [
+        "train.beton",
+        "train.manifest.json",
+        "train.paths.txt.gz",
+        "train.samples.bin",
+    ]
 
 
 @pytest.mark.parametrize(

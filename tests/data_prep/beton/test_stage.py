@@ -40,7 +40,13 @@ def test_a_staged_beton_is_the_same_and_is_copied_once(shared: Path, tmp_path: P
     assert path.read_bytes() == shared.read_bytes()
     assert load_manifest(path) == load_manifest(shared)
     assert path.parent.name == load_manifest(shared).digest.partition(":")[2][:32]
-    assert folder_names(path.parent) == ["lock", "train.beton", "train.manifest.json", "train.samples.bin"]
+    assert folder_names(path.parent) == [
+        "lock",
+        "train.beton",
+        "train.manifest.json",
+        "train.paths.txt.gz",
+        "train.samples.bin",
+    ]
     assert len(copied) == 5
     assert copied[-1] == (shared.stat().st_size, shared.stat().st_size)
     assert stage(shared, tmp_path / "cache", on_copied=lambda *_: pytest.fail("copied again")) == path

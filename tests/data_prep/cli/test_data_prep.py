@@ -329,6 +329,7 @@ def test_quarantine_and_mixed_from_the_command_line(data_prep: Run, tmp_path: Pa
     assert sorted(p.name for p in output.parent.iterdir()) == [
         "a.beton",
         "a.manifest.json",
+        "a.paths.txt.gz",
         "a.quarantine.tsv",
         "a.samples.bin",
     ]

@@ -88,7 +88,7 @@ def test_a_beton_is_its_images_in_order(three_units: Path) -> None:
         stored = np.asarray(Image.open(io.BytesIO(reader.image_bytes(i))))
         assert np.abs(stored.astype(int) - THREE_UNITS.pixels(i)).mean() < 4
         assert reader.label(i) == i % 10
-    assert names_in(three_units.parent) == ["a.beton", "a.manifest.json", "a.samples.bin"]
+    assert names_in(three_units.parent) == ["a.beton", "a.manifest.json", "a.paths.txt.gz", "a.samples.bin"]
 
 
 # --- the plan ---------------------------------------------------------------------------------------------------------
@@ -202,7 +202,7 @@ def test_a_stopped_conversion_leaves_no_beton_and_resumes_to_the_same_files(
         assert len(list(work_path(output).glob("range-*"))) == 1
         os.truncate(target, 1000)  # as after a power cut: the note is there, the bytes are not
     assert convert_here(THREE_UNITS, None, output).num_units_resumed == num_units
-    assert names_in(tmp_path) == ["a.beton", "a.manifest.json", "a.samples.bin"]
+    assert names_in(tmp_path) == ["a.beton", "a.manifest.json", "a.paths.txt.gz", "a.samples.bin"]
     for name in names_in(tmp_path):
         assert (tmp_path / name).read_bytes() == (three_units.parent / name).read_bytes()
 
@@ -226,7 +226,7 @@ def test_done_is_done(tmp_path: Path, convert_here) -> None:
     stamp = output.stat().st_mtime_ns
     work_path(output).mkdir()  # left by a kill after the manifest was written
     again = convert_here("synthetic", "n=5", output)
-    assert names_in(tmp_path) == ["a.beton", "a.manifest.json", "a.samples.bin"]
+    assert names_in(tmp_path) == ["a.beton", "a.manifest.json", "a.paths.txt.gz", "a.samples.bin"]
     assert (first.already_done, again.already_done) == (False, True)
     assert again.manifest == first.manifest == load_manifest(output)
     assert output.stat().st_mtime_ns == stamp
@@ -519,10 +519,12 @@ def test_kills_at_random_moments_do_not_change_a_byte(tmp_path: Path) -> None:
                 assert load_manifest(output) == load_manifest(expected)
     assert process.returncode == 0
     assert num_killed >= 1
-    for end in (".beton", ".manifest.json", ".samples.bin"):
+    for end in (".beton", ".manifest.json", ".paths.txt.gz", ".samples.bin"):
         assert output.with_suffix(end).read_bytes() == expected.with_suffix(end).read_bytes()
     assert names_in(tmp_path) == [
-        f"{name}{end}" for name in ("a", "expected") for end in (".beton", ".manifest.json", ".samples.bin")
+        f"{name}{end}"
+        for name in ("a", "expected")
+        for end in (".beton", ".manifest.json", ".paths.txt.gz", ".samples.bin")
     ]
 
 

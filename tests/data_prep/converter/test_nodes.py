@@ -81,7 +81,12 @@ def test_a_node_that_dies_costs_its_units_and_no_byte(cluster: Any, tmp_path: Pa
     told, stderr = ended_well(process)
     assert told["digest"] == expected
     assert "were lost and are done again" in stderr
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.beton", "a.manifest.json", "a.samples.bin"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "a.beton",
+        "a.manifest.json",
+        "a.paths.txt.gz",
+        "a.samples.bin",
+    ]
 
 
 def test_a_cluster_without_cpus_is_waited_for_and_grows(cluster: Any, tmp_path: Path, expected: str) -> None:
@@ -115,4 +120,9 @@ def test_nodes_and_drivers_that_die_at_random_change_no_byte(cluster: Any, tmp_p
         nodes.append(cluster.add_node(num_cpus=2))
     told, _ = ended_well(start(output, cluster.address, 4))
     assert told["digest"] == expected
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.beton", "a.manifest.json", "a.samples.bin"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "a.beton",
+        "a.manifest.json",
+        "a.paths.txt.gz",
+        "a.samples.bin",
+    ]

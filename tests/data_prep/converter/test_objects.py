@@ -75,7 +75,9 @@ def test_a_beton_in_a_bucket_has_the_bytes_of_a_local_one(bucket: Any, tmp_path:
     local = convert_to(tmp_path / "a.beton", encode="raw")
     remote = convert_to("s3://prep/same/a.beton", encode="raw")
     assert remote.manifest == local.manifest
-    assert names(bucket, "same/") == [f"same/a{end}" for end in (".beton", ".manifest.json", ".samples.bin")]
+    assert names(bucket, "same/") == [
+        f"same/a{end}" for end in (".beton", ".manifest.json", ".paths.txt.gz", ".samples.bin")
+    ]
     for name in names(bucket, "same/"):
         assert read(bucket, name) == (tmp_path / name.removeprefix("same/")).read_bytes()
     assert not bucket.list_multipart_uploads(Bucket="prep").get("Uploads")
@@ -145,6 +147,7 @@ def test_killed_between_beton_and_manifest_it_is_made_again(bucket: Any, monkeyp
     assert names(bucket, "between/") == [
         "between/a.beton",
         "between/a.manifest.json",
+        "between/a.paths.txt.gz",
         "between/a.samples.bin",
     ]
 

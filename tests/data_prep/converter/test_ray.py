@@ -102,7 +102,12 @@ def test_any_number_of_workers_makes_the_same_files(
     run(SOURCE, output, workers, progress)
     assert progress.lines == notes
     assert (output.read_bytes(), manifest_path(output).read_bytes()) == expected
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.beton", "a.manifest.json", "a.samples.bin"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == [
+        "a.beton",
+        "a.manifest.json",
+        "a.paths.txt.gz",
+        "a.samples.bin",
+    ]
 
 
 def test_workers_write_complete_ranges_while_others_read(
@@ -320,4 +325,9 @@ def test_a_killed_driver_costs_only_the_units_in_flight(tmp_path: Path, expected
     last = json.loads(stdout.splitlines()[-1])
     assert last["digest"] == expected_many
     assert last["num_units_taken_over"] >= 1
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["all.beton", "all.manifest.json", "all.samples.bin"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == [
+        "all.beton",
+        "all.manifest.json",
+        "all.paths.txt.gz",
+        "all.samples.bin",
+    ]

@@ -164,7 +164,12 @@ def test_stopped_anywhere_it_resumes_to_the_same_bytes_and_writes_nothing_twice(
     written_before = [int(name.partition(" ")[2]) for name in pool.done if name.startswith("range")]
     assert sorted([*written_before, *numbers]) == list(range(6))
     assert output.read_bytes() == expected
-    assert [path.name for path in sorted(tmp_path.iterdir())] == ["a.beton", "a.manifest.json", "a.samples.bin"]
+    assert [path.name for path in sorted(tmp_path.iterdir())] == [
+        "a.beton",
+        "a.manifest.json",
+        "a.paths.txt.gz",
+        "a.samples.bin",
+    ]
 
 
 def with_a_bad_file(tree: Path, root: Path, number: int) -> Path:
