@@ -102,7 +102,7 @@ def test_own_images_from_a_folder_to_two_betons(data_prep: Run, image_tree: Path
     notes = json.loads(val.stdout.splitlines()[-1])["notes"]
     assert [line.partition("note: ")[2] for line in val.stderr.splitlines() if "note: " in line] == notes
     assert notes[0].startswith("1 file skipped, not an image suffix (.heic 1): cat/1.heic")
-    assert notes[1] == f"1 of the 3 classes of {tmp_path}/train.beton are not here: dog"
+    assert notes[1] == f"1 of the 3 classes of {tmp_path}/train.beton have no images here: dog"
 
 
 def test_verify_of_a_damaged_beton_ends_with_1(data_prep: Run, convert: Run, tmp_path: Path) -> None:
