@@ -13,6 +13,7 @@ import typer
 from data_prep.runtime.exit_codes import run_and_exit
 from resnet_dist.cli.bench import bench_app
 from resnet_dist.cli.models import evaluate, export
+from resnet_dist.cli.new import new
 from resnet_dist.cli.recipes import plan, schedules, show
 from resnet_dist.cli.runs import doctor, runs, tracking_app
 from resnet_dist.cli.study import study_app
@@ -28,6 +29,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     help="Distributed training of ResNets whose results depend on the recipe alone.",
 )
+app.command()(new)
 app.command()(train)
 app.command(context_settings=PASSED_ON)(submit)
 app.command()(evaluate)

@@ -1,0 +1,312 @@
+"""What `resnet-dist new` writes: a commented recipe that fits a data set. Pure functions, from facts to YAML text.
+
+Every number has its rule and reason in a comment of the recipe, because whoever reads it will change some.
+"""
+
+from __future__ import annotations
+
+import math
+import textwrap
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import yaml
+
+from data_prep.shown import shown
+from resnet_dist.config.recipe import Channels
+from resnet_dist.config.yaml_text import parse_yaml
+from resnet_dist.errors import UserError
+
+IMAGENET_MEAN: Channels = (123.675, 116.28, 103.53)
+IMAGENET_STD: Channels = (58.395, 57.12, 57.375)
+SMALL_PICTURE = 64
+"""px. Up to here a CIFAR net, which shrinks pictures 4 times; above it an ImageNet net, which shrinks them 32 times."""
+SMALL_SET, LARGE_SET = 20_000, 100_000
+"""Images. Below the first a shallow net; from the second on the published ImageNet recipes apply."""
+MOST_LEFT_OUT = 0.05
+"""Largest share of the images that may be left out of an epoch."""
+
+
+@dataclass(frozen=True)
+class DataFacts:
+    """What a recipe depends on, of a pair of betons."""
+
+    dataset: str
+    class_names: Sequence[str]
+    class_counts: Sequence[int]
+    """Training images of each class."""
+    short_side: int
+    """Median of the training images' shorter sides, px."""
+    smallest_side: int
+    largest_side: int
+    """px, over the images of both betons."""
+
+    @property
+    def num_images(self) -> int:
+        return sum(self.class_counts)
+
+
+@dataclass(frozen=True)
+class StartFacts:
+    """The weights to begin from."""
+
+    source: str
+    """As `model.init.weights` takes it."""
+    mean: Channels = IMAGENET_MEAN
+    std: Channels = IMAGENET_STD
+    normalisation_is_known: bool = False
+    """Whether `mean` and `std` came with the weights; else they are ImageNet's, as for most published weights."""
+    size: int | None = None
+    resize: int | None = None
+    """px, the crop that they are evaluated with; None: not known."""
+
+
+def suggest_net(data: DataFacts) -> str:
+    """The net for pictures of this size and number."""
+    shallow = data.num_images < SMALL_SET
+    if data.short_side <= SMALL_PICTURE:
+        return "resnet20" if shallow else "resnet56"
+    return "resnet18" if shallow else "resnet50"
+
+
+def new_recipe(
+    data: DataFacts, net: str, start: StartFacts | None, *, for_cifar: bool, command: str
+) -> tuple[str, list[str]]:
+    """The text of a recipe, and warnings. UserError for fewer than two training images.
+
+    Args:
+        net: the net's name.
+        for_cifar: whether it is one of the CIFAR nets.
+        command: trains the recipe; shown at its top.
+    """
+    full_batch, largest_micro_batch = (128, 64) if for_cifar else (256, 32)
+    batch, micro_batch = choose_batch(data.num_images, full_batch, largest_micro_batch)
+    num_micro_batches = batch // micro_batch
+    steps, left_out = divmod(data.num_images, batch)
+    epochs, why_epochs = _choose_epochs(steps, fine_tuning=start is not None)
+    crops = _choose_crops(data, start, for_cifar=for_cifar)
+    rate, why_rate = _choose_rate(batch, full_batch, fine_tuning=start is not None)
+    decay, why_decay = _choose_decay(data, fine_tuning=start is not None)
+    how = "from nothing" if start is None else f"from {shown(start.source)}"
+    classes = _count(len(data.class_counts), "class", "classes")
+    title = f"{shown(net)} on {data.num_images:,} pictures of {classes}, {how}. Made by resnet-dist new, to edit."
+    text = f"""\
+{_comment(title)}
+#
+#   {command}
+#
+{_comment(f"Data       {_classes(data)}", hanging=11)}
+# Hardware   1 to {num_micro_batches} workers (a step has {num_micro_batches} micro-batches), CPUs or GPUs
+# Length     {_count(epochs, "epoch", "epochs")} of {_count(steps, "step", "steps")}
+
+seed: 0
+
+model:
+  name: {_yaml_string(net)}
+  num_classes: {len(data.class_counts)}
+
+data:
+  dataset: {_yaml_string(data.dataset)}
+{_comment(crops.why, indent=2)}
+  # flip mirrors half of them; false where left and right matter, as in digits and letters.
+  train: {crops.train}
+  eval: {crops.test}
+{_normalisation(start)}
+
+train:
+{_comment(_why_batch(data.num_images, batch, full_batch, steps, left_out), indent=2)}
+  global_batch_size: {batch}
+  # Batch norm sees this many images, and every worker needs one micro-batch of a step.
+  micro_batch_size: {micro_batch}
+{_comment(why_epochs, indent=2)}
+  total_epochs: {epochs}
+{_precision(data)}
+
+{_comment(f"{why_rate} {why_decay}")}
+optim: {{name: sgd, lr: {rate:.3g}, momentum: 0.9, weight_decay: {decay:g}}}
+
+# The rate rises during the warm-up, because the first steps are the wildest, and then falls to 0.
+schedule: {{kind: cosine, warmup: {{epochs: {epochs // 20}}}}}
+
+# batch_size: images per forward pass, which is a matter of speed. An evaluation takes time, and 50 make a smooth curve.
+eval: {{batch_size: 64, every_epochs: {max(1, epochs // 50)}}}
+"""
+    warnings = [*crops.warnings, *_net_warnings(data, net, for_cifar=for_cifar)]
+    if left_out > MOST_LEFT_OUT * data.num_images:
+        warnings.append(
+            f"{left_out} of the {data.num_images} training images are left out of each epoch, different ones each "
+            "time, because no fitting batch size divides their number; one picture more or less would do"
+        )
+    if start is not None and not start.normalisation_is_known:
+        warnings.append(
+            f"{start.source} does not say which mean and std it was trained with; ImageNet's are in the recipe, as for "
+            "most published weights: change data.mean and data.std if you know better"
+        )
+    return text, warnings
+
+
+# ---- decisions -------------------------------------------------------------------------------------------------------
+
+
+def choose_batch(num_images: int, full_batch: int, largest_micro_batch: int) -> tuple[int, int]:
+    """(global batch, micro-batch). UserError for fewer than two images.
+
+    Wanted: `full_batch`, or a smaller power of two (16 or more) if an epoch would have fewer than 20 steps. Chosen: the
+    size nearest to that which leaves at most `MOST_LEFT_OUT` of the images out of an epoch, or else the fewest; of two
+    micro-batches or more, so that two workers can share a step.
+
+    >>> choose_batch(1_281_167, 256, 32), choose_batch(400, 128, 64), choose_batch(31, 128, 64)
+    ((256, 32), (16, 8), (15, 5))
+    """
+    if num_images < 2:
+        raise UserError(f"the training set has {num_images} image; a recipe needs two or more")
+    wanted = min(full_batch, max(16, 1 << (num_images // 20).bit_length() - 1)) if num_images >= 20 else 16
+    candidates = [
+        (count * micro, micro)
+        for micro in range(min(3, num_images // 2), largest_micro_batch + 1)
+        for count in range(2, 9)
+        if count * micro <= min(num_images, full_batch)
+    ]
+
+    def unfitness(candidate: tuple[int, int]) -> tuple[float, float, int]:
+        batch, micro = candidate
+        left_out = num_images % batch / num_images
+        return (left_out if left_out > MOST_LEFT_OUT else 0.0, abs(math.log(batch / wanted)), -micro)
+
+    return min(candidates, key=unfitness)
+
+
+def _why_batch(num_images: int, batch: int, full_batch: int, steps: int, left_out: int) -> str:
+    why = (
+        "The size that published trainings use."
+        if batch == full_batch
+        else f"Smaller than the usual {full_batch}, so that an epoch has more steps: a small set needs steps."
+    )
+    rest = f"; {left_out} left out, different ones each time" if left_out else ""
+    return f"{why} {num_images:,} images: {_count(steps, 'step', 'steps')} an epoch{rest}."
+
+
+def _choose_epochs(steps: int, *, fine_tuning: bool) -> tuple[int, str]:
+    if fine_tuning:
+        wanted, least, most = 1_000, 10, 60
+        why = "Trained weights need few steps, and more make a small set overfit"
+    else:
+        wanted, least, most = 20_000, 90, 200
+        why = "A net from nothing needs many steps, and 90 epochs is ImageNet's usual length"
+    epochs = min(most, max(least, -(-wanted // steps)))
+    return epochs, f"{why}: {wanted:,} steps, but {least} to {most} epochs."
+
+
+def _choose_rate(batch: int, full_batch: int, *, fine_tuning: bool) -> tuple[float, str]:
+    peak = 0.01 if fine_tuning else 0.1
+    why = "a tenth of that for training from nothing" if fine_tuning else "the usual rate from nothing"
+    return peak * batch / full_batch, (
+        f"lr: {peak:g} for {full_batch} images, {why}, and in proportion for other batches (Goyal et al. 2017)."
+    )
+
+
+def _choose_decay(data: DataFacts, *, fine_tuning: bool) -> tuple[float, str]:
+    if fine_tuning:
+        return 1e-4, "weight_decay: as the published weights had it."
+    if data.num_images >= LARGE_SET:
+        return 1e-4, "weight_decay: ImageNet's usual."
+    return 5e-4, "weight_decay: five times ImageNet's, because a smaller set overfits sooner."
+
+
+def _precision(data: DataFacts) -> str:
+    if data.num_images >= LARGE_SET:
+        return "  precision: bf16          # twice the speed on GPUs since the A100; fp32 for CPUs and older ones"
+    return "  precision: fp32          # bf16 is twice as fast on GPUs since the A100"
+
+
+def _normalisation(start: StartFacts | None) -> str:
+    mean, std, whose = (
+        (IMAGENET_MEAN, IMAGENET_STD, "ImageNet's, which fit most photographs")
+        if start is None
+        else (
+            start.mean,
+            start.std,
+            "what the weights were trained with" if start.normalisation_is_known else "ImageNet's",
+        )
+    )
+    return f"  mean: {list(mean)}    # {whose}\n  std: {list(std)}"
+
+
+@dataclass(frozen=True)
+class _Crops:
+    train: str
+    test: str
+    why: str
+    warnings: tuple[str, ...] = ()
+
+
+def _choose_crops(data: DataFacts, start: StartFacts | None, *, for_cifar: bool) -> _Crops:
+    """Never larger than the median picture, except for pictures of a few px."""
+    side = data.short_side
+    if data.smallest_side == data.largest_side <= 96:
+        return _Crops(
+            train=f"{{kind: pad_crop, size: {side}, pad: {max(1, side // 8)}, flip: true}}",
+            test=f"{{kind: center_crop, size: {side}, resize: {side}}}",
+            why=f"All pictures have {side} x {side} px: shifted by an eighth of that in training, never resized.",
+        )
+    multiple = 4 if for_cifar else 16
+    usual_size, usual_resize = (56, 64) if for_cifar else (224, 256)
+    if start is not None and start.size and start.resize:
+        usual_size, usual_resize = start.size, start.resize
+    resize = max(multiple, min(side, usual_resize))
+    share = usual_size / usual_resize
+    size = usual_size if resize == usual_resize else max(multiple, int(resize * share) // multiple * multiple)
+    area = 0.08 if data.num_images >= LARGE_SET else 0.35
+    why = (
+        f"The shorter sides of the pictures have {side} px in the median. The net sees {size} px: in evaluation the "
+        f"centre of a picture resized to {resize} px, in training a random part of its area, {area:.0%} or more"
+        f" ({'as on ImageNet' if area < 0.1 else '8 % on ImageNet, which small sets do not need'})."
+    )
+    if data.smallest_side < resize:
+        why += f" Pictures below {resize} px, down to {data.smallest_side}, are enlarged."
+    return _Crops(
+        train=f"{{kind: random_resized_crop, size: {size}, scale: [{area}, 1.0], flip: true}}",
+        test=f"{{kind: center_crop, size: {size}, resize: {resize}}}",
+        why=why,
+        warnings=(f"half of the pictures have {side} px or less and are enlarged to {resize}",)
+        if side < resize
+        else (),
+    )
+
+
+def _net_warnings(data: DataFacts, net: str, *, for_cifar: bool) -> list[str]:
+    side, other = data.short_side, suggest_net(data)
+    if for_cifar and side > 2 * SMALL_PICTURE:
+        return [f"{net} is for small pictures, and these have {side} px; --net {other} sees more of them"]
+    if not for_cifar and side <= SMALL_PICTURE:
+        return [
+            f"{net} shrinks pictures 32 times, and these have {side} px: use a net for small ones, such as --net "
+            f"{other}, or enlarge them on purpose, with a random_resized_crop of a larger size, and data.eval likewise"
+        ]
+    return []
+
+
+# ---- text ------------------------------------------------------------------------------------------------------------
+
+
+def _classes(data: DataFacts) -> str:
+    named = [f"{shown(name, 40)} {count:,}" for name, count in zip(data.class_names, data.class_counts, strict=True)]
+    more = f" and {len(named) - 10} more" if len(named) > 10 else ""
+    return f"{data.dataset}: {', '.join(named[:10])}{more}"
+
+
+def _comment(text: str, *, indent: int = 0, hanging: int = 0) -> str:
+    prefix = " " * indent + "# "
+    return textwrap.fill(text, 120, initial_indent=prefix, subsequent_indent=prefix + " " * hanging)
+
+
+def _count(number: int, one: str, several: str) -> str:
+    return f"{number:,} {one if number == 1 else several}"
+
+
+def _yaml_string(text: str) -> str:
+    try:
+        plain = parse_yaml(f"key: {text}") == {"key": text}
+    except ValueError:
+        plain = False
+    return text if plain else yaml.safe_dump(text, default_style='"', width=math.inf).strip()
