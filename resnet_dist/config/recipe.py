@@ -49,7 +49,7 @@ ActivationOrder = Literal["original", "bn_after_addition", "relu_before_addition
 class ModelConfig(Section):
     name: str
     """A name of `resnet_dist.models.MODEL_NAMES`: resnet18 .. resnet200 (ImageNet), resnet20 .. resnet1202 (CIFAR),
-    plain18 .., vgg16, vgg19, googlenet."""
+    resnext50_32x4d .., wide_resnet50_2 .., plain18 .., vgg11 .. vgg19_bn, googlenet."""
     num_classes: PositiveInt
     """Must equal the number of classes in the betons' manifests."""
     zero_init_residual: bool = False
@@ -59,12 +59,17 @@ class ModelConfig(Section):
     net's own default."""
     bottleneck_stride: Literal["3x3", "1x1"] = "3x3"
     """Which convolution of a bottleneck takes the stride: 3x3 as torchvision ("v1.5"), 1x1 as the paper."""
+    groups: PositiveInt = 1
+    """Groups of a bottleneck's 3x3 convolution (ResNeXt's cardinality; Xie et al. 2016)."""
+    base_width: PositiveInt = 64
+    """Channels of each of those groups in the first stage, doubled from stage to stage: 4 in ResNeXt 32x4d; without
+    groups 128 in Wide ResNet-50-2."""
     activation_order: ActivationOrder = "original"
     """Position of batch norm and ReLU around a block's sum (He et al. 2016, "Identity Mappings", figure 4, a to e).
     pre: both before each convolution, the best of the five; the three in the middle are for comparison."""
-    stem: Literal["conv7", "deep", "deep_strided"] = "conv7"
-    """ImageNet nets: the paper's 7x7; deep, three 3x3 (ResNet-D); deep_strided, also a strided 3x3 instead of the
-    maximum (ResNet-RS)."""
+    stem: Literal["conv7", "deep", "deep_tiered", "deep_strided"] = "conv7"
+    """ImageNet nets: the paper's 7x7; deep, three 3x3 (ResNet-D); deep_tiered, of 24, 32 and 64 channels (timm's
+    resnet50t); deep_strided, also a strided 3x3 instead of the maximum (ResNet-RS)."""
     pooled_projection: bool = False
     """Projections take their stride by a 2x2 average (ResNet-D)."""
     se_ratio: Rate = 0.0
@@ -563,6 +568,8 @@ class Recipe(Section):
 _UNSET = object()
 RECORDED_DEFAULTS: Mapping[str, Any] = {
     "data.allow_overlap": False,
+    "model.groups": 1,
+    "model.base_width": 64,
 }
 """Keys that were added after recipes were first hashed, see `without_recorded_defaults`."""
 _DECIDES_NO_NUMBER = ("data.allow_overlap",)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from resnet_dist.models.resnet import NetOptions, ResidualBlock, conv1x1, conv3x3
+from resnet_dist.models.resnet import NetOptions, ResidualBlock, conv1x1, conv3x3, inner_width
 
 
 class PreactivationBlock(ResidualBlock):
@@ -66,11 +66,12 @@ class PreactivationBottleneck(PreactivationBlock):
     def __init__(self, in_channels: int, channels: int, stride: int, options: NetOptions) -> None:
         super().__init__(in_channels, channels, stride, options)
         first, second = (stride, 1) if options.bottleneck_stride == "1x1" else (1, stride)
-        self.conv1 = conv1x1(in_channels, channels, first, blur=options.blur_pool)
-        self.norm1 = norm_relu(channels)
-        self.conv2 = conv3x3(channels, channels, second, blur=options.blur_pool)
-        self.norm2 = norm_relu(channels)
-        self.conv3 = conv1x1(channels, self.out_channels)
+        width = inner_width(channels, options)
+        self.conv1 = conv1x1(in_channels, width, first, blur=options.blur_pool)
+        self.norm1 = norm_relu(width)
+        self.conv2 = conv3x3(width, width, second, groups=options.groups, blur=options.blur_pool)
+        self.norm2 = norm_relu(width)
+        self.conv3 = conv1x1(width, self.out_channels)
         self.add_shortcut(in_channels, stride, options, norm=False)
 
     def residual(self, activated: Tensor) -> Tensor:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
@@ -49,6 +49,8 @@ class Layout:
     """Number of blocks in each stage."""
     shortcut: Shortcut | None
     """The default of the net's option; None makes it a plain net."""
+    options: Mapping[str, Any] = field(default_factory=dict)
+    """Fields of `NetOptions` that the name fixes."""
 
 
 def _cifar(depth: int, block: BlockKind, shortcut: Shortcut | None) -> Layout:
@@ -58,13 +60,29 @@ def _cifar(depth: int, block: BlockKind, shortcut: Shortcut | None) -> Layout:
     return Layout(CifarResNet, block, (n, n, n), shortcut)
 
 
+def _wider(num_blocks: tuple[int, ...], groups: int, base_width: int) -> Layout:
+    return Layout(ResNet, "bottleneck", num_blocks, "B", {"groups": groups, "base_width": base_width})
+
+
 LAYOUTS: dict[str, Layout] = {
+    "resnet10": Layout(ResNet, "basic", (1, 1, 1, 1), "B"),
+    "resnet14": Layout(ResNet, "bottleneck", (1, 1, 1, 1), "B"),
     "resnet18": Layout(ResNet, "basic", (2, 2, 2, 2), "B"),
+    "resnet26": Layout(ResNet, "bottleneck", (2, 2, 2, 2), "B"),
     "resnet34": Layout(ResNet, "basic", (3, 4, 6, 3), "B"),
     "resnet50": Layout(ResNet, "bottleneck", (3, 4, 6, 3), "B"),
     "resnet101": Layout(ResNet, "bottleneck", (3, 4, 23, 3), "B"),
     "resnet152": Layout(ResNet, "bottleneck", (3, 8, 36, 3), "B"),
     "resnet200": Layout(ResNet, "bottleneck", (3, 24, 36, 3), "B"),
+    "resnet269": Layout(ResNet, "bottleneck", (3, 30, 48, 8), "B"),
+    "resnet270": Layout(ResNet, "bottleneck", (4, 29, 53, 4), "B"),
+    "resnet350": Layout(ResNet, "bottleneck", (4, 36, 72, 4), "B"),
+    "resnet420": Layout(ResNet, "bottleneck", (4, 44, 87, 4), "B"),
+    "resnext50_32x4d": _wider((3, 4, 6, 3), 32, 4),
+    "resnext101_32x8d": _wider((3, 4, 23, 3), 32, 8),
+    "resnext101_64x4d": _wider((3, 4, 23, 3), 64, 4),
+    "wide_resnet50_2": _wider((3, 4, 6, 3), 1, 128),
+    "wide_resnet101_2": _wider((3, 4, 23, 3), 1, 128),
     "plain18": Layout(ResNet, "basic", (2, 2, 2, 2), None),
     "plain34": Layout(ResNet, "basic", (3, 4, 6, 3), None),
     **{f"resnet{depth}": _cifar(depth, "basic", "A") for depth in (8, 20, 32, 44, 56, 110, 1202)},
@@ -72,8 +90,8 @@ LAYOUTS: dict[str, Layout] = {
     "resnet110_1layer": _cifar(110, "single", "A"),
     **{f"plain{depth}": _cifar(depth, "basic", None) for depth in (8, 20, 32, 44, 56, 110, 1202)},
 }
-BASELINES = ("vgg16", "vgg19", "googlenet")
-"""The nets that the paper compares with, from torchvision."""
+BASELINES = (*(f"vgg{depth}{norm}" for depth in (11, 13, 16, 19) for norm in ("", "_bn")), "googlenet")
+"""The nets that the paper compares with, and VGG's other depths, from torchvision."""
 MODEL_NAMES: tuple[str, ...] = (*LAYOUTS, *BASELINES)
 
 _NEEDS_SHORTCUTS = (
@@ -111,14 +129,15 @@ def build_model(name: str, num_classes: int, **options: Any) -> nn.Module:
         raise UserError(f"model.name: there is no net '{name}'; take one of {', '.join(MODEL_NAMES)}")
     _check_options(name, layout, chosen)
     blocks = PREACTIVATION if chosen.activation_order == "pre" else POSTACTIVATION
-    resolved = replace(chosen, shortcut=chosen.shortcut or layout.shortcut)
+    resolved = replace(chosen, shortcut=chosen.shortcut or layout.shortcut, **layout.options)
     return replace_batch_norm(layout.family(blocks[layout.block], layout.num_blocks, num_classes, resolved))
 
 
 def _build_baseline(name: str, num_classes: int) -> nn.Module:
     """With torchvision's initialisation, and keyed dropout in place of torch's.
 
-    VGG has no batch norm. GoogLeNet is torchvision's: with batch norm, and here without the auxiliary classifiers.
+    The paper's VGG has no batch norm (`_bn` has). GoogLeNet is torchvision's: with batch norm, and here without the
+    auxiliary classifiers.
     """
     import torchvision.models  # here, because it brings torch._dynamo, which takes seconds to import
 
@@ -162,9 +181,11 @@ def _check_options(name: str, layout: Layout, options: NetOptions) -> None:
             f"model.shortcut: '{name}' has no option '{options.shortcut}'; take one of {', '.join(SHORTCUTS)}"
         )
     if layout.family is CifarResNet:
-        _refuse(name, "is a CIFAR net, which always has a 3x3 stem", chosen.keys() & {"stem"})
+        why = "is a CIFAR net, which always has a 3x3 stem and one group of filters"
+        _refuse(name, why, chosen.keys() & {"stem", "groups", "base_width"})
     if layout.block != "bottleneck":
-        _refuse(name, "has no bottlenecks", chosen.keys() & {"bottleneck_stride"})
+        _refuse(name, "has no bottlenecks", chosen.keys() & {"bottleneck_stride", "groups", "base_width"})
+    _refuse(name, "says it in its name", chosen.keys() & layout.options.keys())
     if options.activation_order in ("pre", "bn_after_addition"):
         why = "in this activation order has no norm before its sums"
         _refuse(name, why, chosen.keys() & {"zero_init_residual"})

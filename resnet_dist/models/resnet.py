@@ -30,8 +30,10 @@ class NetOptions:
     """None: a plain net, without shortcuts."""
     zero_init_residual: bool = False
     bottleneck_stride: Literal["3x3", "1x1"] = "3x3"
+    groups: int = 1
+    base_width: int = 64
     activation_order: ActivationOrder = "original"
-    stem: Literal["conv7", "deep", "deep_strided"] = "conv7"
+    stem: Literal["conv7", "deep", "deep_tiered", "deep_strided"] = "conv7"
     pooled_projection: bool = False
     se_ratio: float = 0.0
     blur_pool: bool = False
@@ -65,30 +67,28 @@ class BlurredConv2d(nn.Conv2d):
 
     blur: Tensor
 
-    def __init__(self, in_channels: int, out_channels: int, kernel_size: int, stride: int, padding: int) -> None:
-        super().__init__(in_channels, out_channels, kernel_size, stride, padding, bias=False)
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
         binomial = torch.tensor([1.0, 2.0, 1.0]) / 4
-        kernel = torch.outer(binomial, binomial).expand(in_channels, 1, 3, 3).contiguous()
+        kernel = torch.outer(binomial, binomial).expand(self.in_channels, 1, 3, 3).contiguous()
         self.register_buffer("blur", kernel, persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(F.conv2d(x, self.blur.to(x.dtype), padding=1, groups=self.in_channels))
 
 
-def conv3x3(in_channels: int, out_channels: int, stride: int = 1, *, blur: bool = False) -> nn.Conv2d:
+def conv3x3(in_channels: int, out_channels: int, stride: int = 1, *, groups: int = 1, blur: bool = False) -> nn.Conv2d:
     """Without bias, like all convolutions before a batch norm. `blur`: anti-aliased where there is a stride."""
-    return _conv(in_channels, out_channels, 3, stride, blur)
+    return _conv(in_channels, out_channels, 3, stride, groups, blur)
 
 
 def conv1x1(in_channels: int, out_channels: int, stride: int = 1, *, blur: bool = False) -> nn.Conv2d:
-    return _conv(in_channels, out_channels, 1, stride, blur)
+    return _conv(in_channels, out_channels, 1, stride, 1, blur)
 
 
-def _conv(in_channels: int, out_channels: int, kernel_size: int, stride: int, blur: bool) -> nn.Conv2d:
-    padding = kernel_size // 2
-    if blur and stride > 1:
-        return BlurredConv2d(in_channels, out_channels, kernel_size, stride, padding)
-    return nn.Conv2d(in_channels, out_channels, kernel_size, stride=stride, padding=padding, bias=False)
+def _conv(in_channels: int, out_channels: int, kernel_size: int, stride: int, groups: int, blur: bool) -> nn.Conv2d:
+    kind = BlurredConv2d if blur and stride > 1 else nn.Conv2d
+    return kind(in_channels, out_channels, kernel_size, stride, kernel_size // 2, groups=groups, bias=False)
 
 
 # ---- Beside and behind the residual function -------------------------------------------------------------------------
@@ -307,7 +307,8 @@ class Bottleneck(PostactivationBlock):
     """[N, in_channels, H, W] -> [N, 4 * channels, H/s, W/s]: 1x1 down, 3x3, 1x1 up (He et al. 2015, figure 5, right).
 
     The stride is on the 3x3 convolution (torchvision, "v1.5") or, as in the paper, on the first 1x1, which NVIDIA
-    measured to be about 5 % faster and 0.5 points of top-1 worse in ResNet-50.
+    measured to be about 5 % faster and 0.5 points of top-1 worse in ResNet-50. The width between the 1x1 convolutions
+    is that of ResNeXt and of the wide nets too: see `inner_width`.
     """
 
     expansion = 4
@@ -315,11 +316,12 @@ class Bottleneck(PostactivationBlock):
     def __init__(self, in_channels: int, channels: int, stride: int, options: NetOptions) -> None:
         super().__init__(in_channels, channels, stride, options)
         first, second = (stride, 1) if options.bottleneck_stride == "1x1" else (1, stride)
-        self.conv1 = conv1x1(in_channels, channels, first, blur=options.blur_pool)
-        self.bn1 = nn.BatchNorm2d(channels)
-        self.conv2 = conv3x3(channels, channels, second, blur=options.blur_pool)
-        self.bn2 = nn.BatchNorm2d(channels)
-        self.conv3 = conv1x1(channels, self.out_channels)
+        width = inner_width(channels, options)
+        self.conv1 = conv1x1(in_channels, width, first, blur=options.blur_pool)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.conv2 = conv3x3(width, width, second, groups=options.groups, blur=options.blur_pool)
+        self.bn2 = nn.BatchNorm2d(width)
+        self.conv3 = conv1x1(width, self.out_channels)
         self.bn3 = nn.BatchNorm2d(self.out_channels)
         self.relu = nn.ReLU(inplace=True)
         self.add_shortcut(in_channels, stride, options)
@@ -333,22 +335,34 @@ class Bottleneck(PostactivationBlock):
         return self.conv3(self.relu(self.bn2(self.conv2(out))))
 
 
+def inner_width(channels: int, options: NetOptions) -> int:
+    """Channels of a bottleneck's 3x3 convolution: `groups` groups of `base_width` where `channels` is 64, and in
+    proportion elsewhere (torchvision's rule; ResNeXt, Xie et al. 2016, and Wide ResNet, Zagoruyko, Komodakis 2016).
+
+    >>> inner_width(64, NetOptions()), inner_width(64, NetOptions(groups=32, base_width=4))
+    (64, 128)
+    """
+    return channels * options.base_width // 64 * options.groups
+
+
 # ---- The nets --------------------------------------------------------------------------------------------------------
 
 
 def stem_convolution(channels: int, options: NetOptions) -> nn.Module:
     """`conv1`, to half the size: the paper's 7x7, or the D stem's three 3x3 (He et al. 2018, section 4.2).
 
-    Keys of the D stem are timm's (`conv1.0`, `.1`, `.3`, `.4`, `.6`).
+    Keys of the D stem are timm's (`conv1.0`, `.1`, `.3`, `.4`, `.6`). `deep_tiered`: the first 3x3 has a quarter fewer
+    channels (timm's nets with a `t`).
     """
     if options.stem == "conv7":
         return nn.Conv2d(3, channels, kernel_size=7, stride=2, padding=3, bias=False)
     half = channels // 2
+    first = 3 * half // 4 if options.stem == "deep_tiered" else half
     return nn.Sequential(
-        conv3x3(3, half, 2),
-        nn.BatchNorm2d(half),
+        conv3x3(3, first, 2),
+        nn.BatchNorm2d(first),
         nn.ReLU(inplace=True),
-        conv3x3(half, half),
+        conv3x3(first, half),
         nn.BatchNorm2d(half),
         nn.ReLU(inplace=True),
         conv3x3(half, channels),

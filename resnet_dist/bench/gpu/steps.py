@@ -159,6 +159,7 @@ _FAMILIES: dict[str, dict[str, Any]] = {
     "resnet50 pre": {"activation_order": "pre"},
     "resnet50 rs": {"stem": "deep_strided", "pooled_projection": True, "se_ratio": 0.25, "drop_path": 0.1},
     "resnet50 blur": {"blur_pool": True},
+    "resnext50_32x4d": {},
     "vgg16": {},
     "googlenet": {},
 }

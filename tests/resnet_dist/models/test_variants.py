@@ -20,7 +20,9 @@ from resnet_dist.models.resnet import ActivationOrder, BlurredConv2d, CifarResNe
 from resnet_dist.training.launches import layer_keys
 
 RESNET_D = {"stem": "deep", "pooled_projection": True}
+RESNET_T = {"stem": "deep_tiered", "pooled_projection": True}
 RESNET_RS = {"stem": "deep_strided", "pooled_projection": True, "se_ratio": 0.25}
+SE_RESNEXT = {"groups": 32, "base_width": 4, "se_ratio": 1 / 16, **RESNET_D}
 
 
 @pytest.mark.parametrize(
@@ -29,6 +31,16 @@ RESNET_RS = {"stem": "deep_strided", "pooled_projection": True, "se_ratio": 0.25
         ("resnet152d", "resnet152", RESNET_D, 60_212_040),
         ("resnetrs152", "resnet152", RESNET_RS, 86_621_576),
         ("resnet200", "resnet200", {}, 64_673_832),
+        ("resnet10t", "resnet10", RESNET_T, 5_435_488),
+        ("resnet14t", "resnet14", RESNET_T, 10_081_632),
+        ("resnet26", "resnet26", {}, 15_995_176),
+        ("seresnext26d_32x4d", "resnet26", SE_RESNEXT, 16_809_512),
+        ("resnext50d_32x4d", "resnext50_32x4d", RESNET_D, 25_048_136),
+        ("resnext101_32x16d", "resnet101", {"groups": 32, "base_width": 16}, 194_026_792),
+        ("seresnet269d", "resnet269", {"se_ratio": 1 / 16, **RESNET_D}, 113_672_760),
+        ("resnetrs270", "resnet270", RESNET_RS, 129_861_448),
+        ("resnetrs350", "resnet350", RESNET_RS, 163_956_168),
+        ("resnetrs420", "resnet420", RESNET_RS, 191_891_656),
     ],
 )
 def test_keys_shapes_and_counts_are_timms(
@@ -40,11 +52,19 @@ def test_keys_shapes_and_counts_are_timms(
     assert sum(p.numel() for p in ours.parameters()) == parameters
 
 
-@pytest.mark.parametrize(("timm_name", "options"), [("resnet50d", RESNET_D), ("resnetrs50", RESNET_RS)])
-def test_logits_are_timms(timm_name: str, options: dict[str, object]) -> None:
+@pytest.mark.parametrize(
+    ("timm_name", "name", "options"),
+    [
+        ("resnet50d", "resnet50", RESNET_D),
+        ("resnetrs50", "resnet50", RESNET_RS),
+        ("resnet14t", "resnet14", RESNET_T),
+        ("seresnext26d_32x4d", "resnet26", SE_RESNEXT),
+    ],
+)
+def test_logits_are_timms(timm_name: str, name: str, options: dict[str, object]) -> None:
     torch.manual_seed(0)
     theirs = timm.create_model(timm_name, num_classes=5).eval()
-    ours = build_model("resnet50", 5, **options).eval()
+    ours = build_model(name, 5, **options).eval()
     ours.load_state_dict(theirs.state_dict())
     images = torch.randn(2, 3, 48, 40)
     torch.testing.assert_close(ours(images), theirs(images), rtol=1e-5, atol=1e-5)
@@ -57,12 +77,12 @@ def test_blur_keeps_keys_and_what_is_constant() -> None:
     assert plain.state_dict().keys() == blurred.state_dict().keys()
     strided = {k for k, m in plain.named_modules() if isinstance(m, nn.Conv2d) and m.stride[0] == 2 and k != "conv1"}
     assert {k for k, m in blurred.named_modules() if isinstance(m, BlurredConv2d)} == strided
-    conv = BlurredConv2d(4, 2, 3, 2, 1)
+    conv = BlurredConv2d(4, 2, 3, 2, 1, bias=False)
     inside = conv(torch.ones(1, 4, 9, 9))[:, :, 1:-1, 1:-1]
     torch.testing.assert_close(inside, conv.weight.sum((1, 2, 3)).view(1, 2, 1, 1).expand_as(inside))
     impulse = torch.zeros(1, 1, 5, 5)
     impulse[0, 0, 2, 2] = 16
-    centre = BlurredConv2d(1, 1, 1, 2, 0)
+    centre = BlurredConv2d(1, 1, 1, 2, 0, bias=False)
     nn.init.ones_(centre.weight)
     assert centre(impulse)[0, 0].tolist() == [[0, 0, 0], [0, 4, 0], [0, 0, 0]]
 
@@ -200,6 +220,8 @@ def test_torchvisions_dropout_is_keyed_too() -> None:
         ("vgg16", {"se_ratio": 0.25}, r"model\.se_ratio: 'vgg16' is torchvision's"),
         ("resnet20", {"stem": "deep"}, r"model\.stem: 'resnet20' is a CIFAR net"),
         ("resnet18", {"bottleneck_stride": "1x1"}, r"model\.bottleneck_stride: 'resnet18' has no bottlenecks"),
+        ("resnet34", {"groups": 2}, r"model\.groups: 'resnet34' has no bottlenecks"),
+        ("wide_resnet50_2", {"base_width": 4}, r"model\.base_width: 'wide_resnet50_2' says it in its name"),
         ("plain20", {"gate": "exclusive", "drop_path": 0.1}, r"model\.drop_path and model\.gate: 'plain20' is a plain"),
         ("resnet50", {"activation_order": "pre", "zero_init_residual": True}, r"model\.zero_init_residual: 'resnet50'"),
         ("resnet20", {"gate_bias": -3.0}, r"model\.gate_bias: 'resnet20' has no gate"),

@@ -62,7 +62,15 @@ NETS: dict[str, dict[str, Any]] = {
     "projections": {"name": "resnet20", "shortcut": "C", "drop_path": 0.3, "dropout": 0.2},
     "identity mappings": {"name": "resnet110", "activation_order": "pre", "shortcut_dropout": 0.2},
     "gated": {"name": "resnet20", "gate": "exclusive"},
-    "bottlenecks": {"name": "resnet50", "stem": "deep", "se_ratio": 0.25, "pooled_projection": True, "drop_path": 0.2},
+    "grouped bottlenecks": {
+        "name": "resnet26",
+        "groups": 4,
+        "base_width": 16,
+        "stem": "deep",
+        "se_ratio": 0.25,
+        "pooled_projection": True,
+        "drop_path": 0.2,
+    },
     "blurred": {"name": "resnet18", "blur_pool": True},
 }
 
