@@ -4,6 +4,7 @@
     open_beton(path)                 labels, sizes and stored bytes, without ffcv
     verify(path, ...)                compare a beton with its manifest, and with its source
     subset(...), merge(...)          betons from betons, without encoding again
+    extract(path, folder)            a beton back into class folders
     stage(source, folder)            a complete local copy of a beton on shared or object storage
 
 >>> import data_prep, tempfile
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from data_prep.beton.reader import BetonReader, open_beton
     from data_prep.beton.stage import stage
     from data_prep.converter.convert import ConvertReport, convert
+    from data_prep.converter.extract import ExtractReport, extract
     from data_prep.converter.settings import BadPolicy, ConvertSettings
     from data_prep.converter.verify import VerifyReport, verify
     from data_prep.errors import Fault, UserError
@@ -39,6 +41,7 @@ __all__ = [
     "BetonReader",
     "ConvertReport",
     "ConvertSettings",
+    "ExtractReport",
     "Fault",
     "Manifest",
     "Selection",
@@ -46,6 +49,7 @@ __all__ = [
     "UserError",
     "VerifyReport",
     "convert",
+    "extract",
     "merge",
     "open_beton",
     "stage",
@@ -58,6 +62,7 @@ _MODULES = {
     "beton.reader": ("BetonReader", "open_beton"),
     "beton.stage": ("stage",),
     "converter.convert": ("ConvertReport", "convert"),
+    "converter.extract": ("ExtractReport", "extract"),
     "converter.settings": ("BadPolicy", "ConvertSettings"),
     "converter.verify": ("VerifyReport", "verify"),
     "errors": ("Fault", "UserError"),

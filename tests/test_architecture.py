@@ -36,7 +36,7 @@ FENCES = {
     "numba": ("resnet_dist.data", "resnet_dist.bench.peers"),  # in the bench: to seed the peer's draws
     "yaml": ("resnet_dist.config",),
     "pydantic": ("resnet_dist.config",),
-    "pyarrow": ("data_prep.sources", "resnet_dist.launch.ray_group"),
+    "pyarrow": ("data_prep.sources", "data_prep.beton.table", "resnet_dist.launch.ray_group"),
     "fsspec": (
         "data_prep.sources",
         "data_prep.beton.files",

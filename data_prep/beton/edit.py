@@ -175,7 +175,7 @@ class ChosenSamples:
     class_names: tuple[str, ...]
 
 
-class _CheckedChunks:
+class CheckedChunks:
     """Compares an input's chunks with its manifest, each once. Fault when one differs."""
 
     def __init__(self, beton: BetonReader) -> None:
@@ -224,7 +224,7 @@ def copy_samples(
     page_bytes = max(item.manifest.page_bytes for item in inputs)
     beton = lay_out(_rows(inputs, chosen), page_bytes)
 
-    checked = [_CheckedChunks(item) for item in inputs]
+    checked = [CheckedChunks(item) for item in inputs]
     for chunks in checked:
         chunks.require_tables()
 

@@ -10,6 +10,7 @@ import typer
 from data_prep.cli.betons import merge, stage, subset, verify
 from data_prep.cli.convert import convert
 from data_prep.cli.inspect import inspect
+from data_prep.cli.look import extract, list_, show
 from data_prep.runtime.exit_codes import run_and_exit
 
 app = typer.Typer(
@@ -19,8 +20,9 @@ app = typer.Typer(
     rich_markup_mode=None,
     help="Convert image data sets to .beton files for the ffcv Loader, and verify them.",
 )
-for command in (convert, inspect, verify, merge, subset, stage):
+for command in (convert, inspect, verify, show, extract, merge, subset, stage):
     app.command()(command)
+app.command("list")(list_)
 
 
 def main() -> None:

@@ -10,7 +10,6 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from shlex import quote
 
 import numpy as np
 import torch
@@ -18,13 +17,12 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from data_prep.beton.layout import MODE_JPEG
 from data_prep.beton.manifest import load_manifest
 from data_prep.beton.reader import BetonReader
-from data_prep.jpeg.check import decode
+from data_prep.beton.samples import pixels_of
 from data_prep.pixels import LIMITS, resized_window
 from resnet_dist.data.loader import open_reader
-from resnet_dist.errors import Fault, UserError
+from resnet_dist.errors import UserError
 from resnet_dist.evaluation.protocols import SameShape, View, ViewImages, window
 
 Pixels = NDArray[np.uint8]
@@ -83,18 +81,7 @@ class ViewLoader:
 
     def picture(self, sample_id: int) -> Image.Image:
         """RGB, as stored."""
-        reader = self._reader
-        stored = bytes(reader.image_bytes(sample_id))
-        size = reader.width(sample_id), reader.height(sample_id)
-        try:
-            if reader.mode(sample_id) != MODE_JPEG:
-                return Image.frombytes("RGB", size, stored)
-            return Image.fromarray(decode(stored, *size[::-1]))
-        except ValueError as error:
-            raise Fault(
-                f"sample {sample_id} of {reader.path} cannot be decoded: {error}; "
-                f"`data-prep verify {quote(str(reader.path))} --decode all` lists all such samples"
-            ) from None
+        return Image.fromarray(pixels_of(self._reader, sample_id))
 
     def close(self) -> None:
         """Ends the decoding threads, without waiting."""
