@@ -110,6 +110,6 @@ def why_no_paths(beton: str, manifest: Manifest) -> str:
     if manifest.paths_digest:
         return f"source paths are not known: {where} is missing; copy it from where the beton came from"
     return (
-        "source paths are not known: the beton was made by an earlier version; if it was converted, the same "
-        f"`data-prep convert` command writes {where} without converting again"
+        "source paths are not known: the beton was made by an earlier version; the command that converted it, run "
+        f"again, writes {where} and nothing else"
     )

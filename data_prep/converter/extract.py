@@ -66,7 +66,7 @@ def extract(
             unfinished.mkdir()
         except FileExistsError:
             raise UserError(
-                f"{unfinished}: exists: another `data-prep extract` is writing it, or was killed; then remove it"
+                f"{unfinished}: exists: another data-prep is writing it, or was killed; in that case remove it"
             ) from None
         try:
             counts = _write_all(samples, unfinished, class_folders, total, on_written)

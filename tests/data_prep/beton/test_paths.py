@@ -70,7 +70,7 @@ def test_a_beton_of_an_earlier_version_gets_its_paths_from_the_same_command(
     del tree["paths_digest"]
     manifest_path(beton).write_text(json.dumps(tree))
     beton.with_suffix(".paths.txt.gz").unlink()
-    assert "the same `data-prep convert` command writes" in why_no_paths(str(beton), load_manifest(beton))
+    assert "the command that converted it, run again, writes" in why_no_paths(str(beton), load_manifest(beton))
     assert verify(beton).ok
     again = convert_here("image-folder", str(image_tree), beton, max_bad="1")
     assert (again.already_done, again.manifest, read_manifest(beton)) == (True, made, made)

@@ -116,7 +116,7 @@ def test_nothing_is_overwritten_and_nothing_half_written_stays(tmp_path: Path, i
         extract(beton, tmp_path / "out", stop)
     assert not list(tmp_path.glob("out*"))
     (tmp_path / "out.unfinished").mkdir()
-    with pytest.raises(UserError, match="is writing it, or was killed; then remove it"):
+    with pytest.raises(UserError, match="another data-prep is writing it, or was killed"):
         extract(beton, tmp_path / "out")
     (tmp_path / "out.unfinished").rmdir()
     data = bytearray(beton.read_bytes())
