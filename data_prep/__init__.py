@@ -1,6 +1,7 @@
 """Image data sets -> `.beton` files with manifests. Start with README.md; imports nothing of `resnet_dist`.
 
     convert(source, output, ...)     make a beton, or resume an interrupted conversion
+    convert_splits(source, folder)   train.beton and val.beton of one source, divided by a `SplitRule`
     open_beton(path)                 labels, sizes and stored bytes, without ffcv
     verify(path, ...)                compare a beton with its manifest, and with its source
     subset(...), merge(...)          betons from betons, without encoding again
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from data_prep.converter.convert import ConvertReport, convert
     from data_prep.converter.extract import ExtractReport, extract
     from data_prep.converter.settings import BadPolicy, ConvertSettings
+    from data_prep.converter.split import SplitRule, convert_splits
     from data_prep.converter.verify import VerifyReport, verify
     from data_prep.errors import Fault, UserError
     from data_prep.sources import SourceOptions
@@ -46,9 +48,11 @@ __all__ = [
     "Manifest",
     "Selection",
     "SourceOptions",
+    "SplitRule",
     "UserError",
     "VerifyReport",
     "convert",
+    "convert_splits",
     "extract",
     "merge",
     "open_beton",
@@ -64,6 +68,7 @@ _MODULES = {
     "converter.convert": ("ConvertReport", "convert"),
     "converter.extract": ("ExtractReport", "extract"),
     "converter.settings": ("BadPolicy", "ConvertSettings"),
+    "converter.split": ("SplitRule", "convert_splits"),
     "converter.verify": ("VerifyReport", "verify"),
     "errors": ("Fault", "UserError"),
     "sources": ("SourceOptions",),

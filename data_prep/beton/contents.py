@@ -18,7 +18,9 @@ from numpy.typing import NDArray
 from data_prep.beton.digest import digest_bytes
 from data_prep.beton.files import BETON, beside, read_location
 from data_prep.beton.manifest import Manifest, find_manifest
+from data_prep.beton.paths import read_paths
 from data_prep.errors import UserError
+from data_prep.shown import shown
 
 CONTENTS = ".samples.bin"
 """Replaces `.beton` in the name."""
@@ -121,7 +123,15 @@ def _shared(folder: str, first: str, of_first: Manifest | None, second: str, of_
     found = find_overlap(of, within) if of is not None and within is not None else None
     if found is None:
         return None
+    here, there = (
+        f"sample {index}{f' ({shown(paths[index])})' if paths else ''}"
+        for index, paths in zip(
+            found.first,
+            (read_paths(f"{folder}{name}.beton", m) for name, m in ((second, of_second), (first, of_first))),
+            strict=True,
+        )
+    )
     return (
         f"{found.num_shared:,} of {found.num_samples:,} samples of {second}.beton are in {first}.beton beside it too "
-        f"(first: sample {found.first[0]} is its sample {found.first[1]}): {end}"
+        f"(first: {here} is its {there}): {end}"
     )

@@ -6,10 +6,12 @@ import json
 import re
 import time
 from inspect import signature
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from data_prep.beton.files import BETON
 from data_prep.cli.options import (
     AsJson,
     Classes,
@@ -34,6 +36,7 @@ from data_prep.sources.base import NO_OPTIONS, SourceOptions
 
 if TYPE_CHECKING:
     from data_prep.converter.convert import ConvertReport
+    from data_prep.converter.split import SplitRule
 
 
 @takes_source_options
@@ -42,14 +45,31 @@ def convert(
     output: Annotated[
         str,
         typer.Option(
-            metavar="FILE.beton",
-            help="Beton to write, a file or s3://...; its manifest is put beside it.",
+            metavar="FILE.beton|FOLDER/",
+            help="Beton to write, a file or s3://...; its manifest is put beside it. A folder: for train.beton and "
+            "val.beton.",
             show_default=False,
         ),
     ],
     input_: Input = None,
     split: Annotated[
         str | None, typer.Option(help="Split of the source, or all.  [default: as the output's name says]")
+    ] = None,
+    val_share: Annotated[
+        float | None,
+        typer.Option(
+            metavar="SHARE",
+            help="Divide each class into train and val: an image is val if a hash of its path is below SHARE (expect "
+            "0.2 of a class, not exactly 0.2), so images added later do not move others. Equal files are on one side. "
+            "A class of two images or more has one on each side at least.",
+        ),
+    ] = None,
+    split_seed: Annotated[
+        int | None, typer.Option(help="--val-share: another seed draws other images.  [default: 0]")
+    ] = None,
+    split_from: Annotated[
+        str | None,
+        typer.Option(metavar="FILE", help="Divide as this table of files and splits (train, val, test) says."),
     ] = None,
     options: SourceOptions = NO_OPTIONS,
     classes: Classes = None,
@@ -111,35 +131,44 @@ def convert(
     Example: data-prep convert --source image-folder --input imagenet --output data/imagenet/train.beton --max-side 500
     """
     from data_prep.converter.convert import convert as run_conversion
+    from data_prep.converter.split import convert_splits
     from data_prep.native import is_built
 
     started_s = time.monotonic()
+    rule = _split_rule(output, val_share, split_seed, split_from)
     with StopFlag() as stop, progress_on_stderr() as progress:
-        outcome = run_conversion(
-            source,
-            output,
-            input=input_,
-            split=split,
-            options=options,
-            classes=classes,
-            skip_unlisted=skip_unlisted,
-            settings=_settings(
+        arguments: dict[str, Any] = {
+            "input": input_,
+            "split": split,
+            "options": options,
+            "classes": classes,
+            "skip_unlisted": skip_unlisted,
+            "settings": _settings(
                 encode, raw_share, seed, max_side, quality, subsampling, page_mib, exif, background, check
             ),
-            bad_policy=_bad_policy(on_error, max_bad),
-            workers=workers,
-            progress=progress,
-            stop=stop,
-        )
+            "bad_policy": _bad_policy(on_error, max_bad),
+            "workers": workers,
+            "progress": progress,
+            "stop": stop,
+        }
+        if rule is None:
+            outcomes = {"": run_conversion(source, output, **arguments)}
+        else:
+            outcomes = convert_splits(source, output, rule, **arguments)
     if not is_built():
         typer.echo(
             "the C extension is not built from these sources, so converting takes twice as long; run make setup",
             err=True,
         )
-    _print_outcome(outcome, exif, round(time.monotonic() - started_s, 3), as_json)
+    seconds = round(time.monotonic() - started_s, 3)
+    for outcome in outcomes.values():
+        _print_outcome(outcome, exif, seconds)
+    if as_json:
+        facts = {name: {**_facts(outcome), "seconds": seconds} for name, outcome in outcomes.items()}
+        typer.echo(json.dumps(facts[""] if rule is None else {"ok": True, "path": output, "splits": facts}))
 
 
-def _print_outcome(outcome: ConvertReport, exif: str, seconds: float, as_json: bool) -> None:
+def _print_outcome(outcome: ConvertReport, exif: str, seconds: float) -> None:
     from data_prep.converter.output import QUARANTINE, open_output
 
     manifest = outcome.manifest
@@ -162,18 +191,20 @@ def _print_outcome(outcome: ConvertReport, exif: str, seconds: float, as_json: b
     typer.echo(f"digest {manifest.digest}")
     for warning in outcome.warnings:
         typer.echo(f"data-prep: warning: {warning}", err=True)
-    if as_json:
-        facts = {
-            **facts_of(outcome.path, manifest),
-            "num_quarantined": len(manifest.quarantined),
-            "num_untouched": manifest.num_untouched,
-            "already_done": outcome.already_done,
-            "warnings": list(outcome.warnings),
-            "num_units_taken_over": outcome.num_units_resumed,
-            "notes": list(outcome.notes),
-            "seconds": seconds,
-        }
-        typer.echo(json.dumps(facts))
+
+
+def _facts(outcome: ConvertReport) -> dict[str, Any]:
+    """For the line of JSON."""
+    manifest = outcome.manifest
+    return {
+        **facts_of(outcome.path, manifest),
+        "num_quarantined": len(manifest.quarantined),
+        "num_untouched": manifest.num_untouched,
+        "already_done": outcome.already_done,
+        "warnings": list(outcome.warnings),
+        "num_units_taken_over": outcome.num_units_resumed,
+        "notes": list(outcome.notes),
+    }
 
 
 def require_settings(**options: Any) -> None:
@@ -181,8 +212,33 @@ def require_settings(**options: Any) -> None:
     from data_prep.sources import require_known
 
     require_known(options["source"])
-    for check in (_settings, _bad_policy):
+    for check in (_settings, _bad_policy, _split_rule):
         check(**{key: options[key] for key in signature(check).parameters})
+
+
+def _split_rule(
+    output: str, val_share: float | None, split_seed: int | None, split_from: str | None
+) -> SplitRule | None:
+    """None: one beton is to be made."""
+    from data_prep.converter.split import SplitRule
+
+    if split_seed is not None and val_share is None:
+        raise UserError("--split-seed draws the images of --val-share; add that")
+    rule = SplitRule(val_share, split_seed or 0, split_from)
+    if output.endswith(BETON):
+        if rule.is_given:
+            option = "--val-share" if split_from is None else "--split-from"
+            raise UserError(
+                f"--output {output}: {option} makes train.beton and val.beton; give a folder for both, such as "
+                f"{output.rpartition('/')[0] or '.'}/"
+            )
+        return None
+    if not rule.is_given and not output.endswith("/") and not Path(output).expanduser().is_dir():
+        raise UserError(
+            f"--output {output}: expected a name that ends in {BETON}, or a folder, {output}/, for train.beton and "
+            "val.beton"
+        )
+    return rule
 
 
 def _settings(

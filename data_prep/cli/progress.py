@@ -40,15 +40,19 @@ class _Rate:
 
     def __init__(self, before: int | None) -> None:
         self._before = before
+        self._resumes = before is None
         self._last = 0
         self._start: tuple[float, int, int, Mapping[str, int]] | None = None
 
     def update(self, done: int, source_bytes: int, by_node: Mapping[str, int]) -> _Rates | None:
         """None until there is something to measure."""
         now_s = time.monotonic()
+        if done < self._last:  # the next file, or this one is written again
+            self._start = None
+            self._before = None if self._resumes else self._before
         if self._before is None:
             self._before = done
-        if done > self._before and (self._start is None or done < self._last):  # fewer: the file is written again
+        if done > self._before and self._start is None:
             self._start = (now_s, done, source_bytes, dict(by_node))
         self._last = done
         if self._start is None or done == self._start[1]:

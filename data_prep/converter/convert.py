@@ -140,6 +140,24 @@ def convert(
         request = requested_split(split, Path(output))
         reopen = partial(open_named, source, input, request, options, classes, skip_unlisted=skip_unlisted)
         source = reopen()
+    with open_pool(workers, progress, stop) as pool:
+        return convert_opened(
+            source, place, reopen, pool, settings=settings, bad_policy=bad_policy, progress=progress, stop=stop
+        )
+
+
+def convert_opened(
+    source: Source,
+    place: Output,
+    reopen: Callable[[], Source] | None,
+    pool: Pool,
+    *,
+    settings: ConvertSettings,
+    bad_policy: BadPolicy,
+    progress: Progress,
+    stop: StopFlag,
+) -> ConvertReport:
+    """As `convert`. `reopen`: lists the source again before the beton gets its name."""
     if len(source) == 0:
         raise UserError(f"{source.description.location}: holds no samples")
     if (problem := class_names_problem(source.class_names)) is not None:
@@ -157,10 +175,7 @@ def convert(
         else:
             with place.owned():
                 conversion = _Conversion(source, plan, place, bad_policy, progress)
-                with (
-                    _pool(workers, progress, stop) as pool,
-                    closing(pool.run(do_item, conversion.job, conversion.items())) as reports,
-                ):
+                with closing(pool.run(do_item, conversion.job, conversion.items())) as reports:
                     for report in reports:
                         stop.check()
                         conversion.take(report)
@@ -179,7 +194,8 @@ def convert(
     )
 
 
-def _pool(workers: int | Pool | None, progress: Progress, stop: StopFlag) -> Pool:
+def open_pool(workers: int | Pool | None, progress: Progress, stop: StopFlag) -> Pool:
+    """The pool that `convert`'s argument means, to be entered."""
     if workers == 0:
         return ThisProcess(stop)
     if workers is not None and not isinstance(workers, int):

@@ -20,6 +20,7 @@ from data_prep.converter.encode import encode, encoder_versions
 from data_prep.converter.picture import BadSample
 from data_prep.converter.settings import ConvertSettings
 from data_prep.converter.source import open_named
+from data_prep.converter.split import divided_as, split_before
 from data_prep.errors import UserError
 from data_prep.jpeg.check import why_unfit
 from data_prep.sources.base import NO_OPTIONS, Source, SourceOptions, UnreadableSample, read_sample
@@ -76,9 +77,10 @@ def verify(
     require_file(beton)
     manifest = read_manifest(beton)
     if isinstance(source, str):
-        name = manifest.source.get("split") if split is None else split
+        name = split_before(manifest.source) if split is None else split
         request = SplitRequest(name, explicit=name is not None)
-        source = open_named(source, input, request, options, classes, skip_unlisted=skip_unlisted)
+        whole = open_named(source, input, request, options, classes, skip_unlisted=skip_unlisted)
+        source = divided_as(manifest.source, whole)
     try:
         reader = BetonReader(beton)
     except UserError as error:

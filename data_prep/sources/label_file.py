@@ -23,7 +23,7 @@ from data_prep.sources.files.paths import StoragePath
 from data_prep.sources.files.table import TableRow, read_lines, read_table
 from data_prep.sources.imagenet import WNID, are_wnids
 from data_prep.sources.labels import GIVEN, MAX_CLASSES, MAX_NAME_CHARS, NUMBER, Label, number_classes, text_label
-from data_prep.sources.splits import splits_in
+from data_prep.sources.splits import Split, is_split_name, splits_in
 
 FILE_TITLES = frozenset((
     "image", "imageid", "image_id", "image_name", "image_path", "img", "img_id", "img_name", "img_path", "file",
@@ -116,6 +116,41 @@ def read_label_file(
     return LabelTable(path.shown, classes, splits, first_lines, tuple(f"{path.name}: {note}" for note in notes))
 
 
+def read_split_file(path: StoragePath, names: Sequence[str]) -> list[Split]:
+    """The split of each sample, from a table of files and splits, with or without titles and other columns.
+
+    UserError unless every sample has one split and every line a sample.
+    """
+    rows = read_table(path)
+    head = list(islice(rows, NUM_HEAD_ROWS))
+    if not head:
+        raise UserError(f"{path.shown}: is empty; expected lines of <file>,<split>")
+    table = _TableHead(head, _known_cells(head, names), path.shown)
+    file, split = table.find_split()
+    splits: dict[str, Split] = {}
+    for line, cells in chain(table.rows, rows):
+        name, value = _file_name(_cell(cells, file)), _cell(cells, split)
+        meant = splits_in(value) if is_split_name(value) else ()
+        if not name or not meant:
+            what = (
+                f"{shown(value, 60)} is no split" if name and value else "it has no split" if name else "it has no file"
+            )
+            raise UserError(f"{path.shown}: line {line} should be <file>,<train, val or test>: {what}")
+        its = next(iter(meant))
+        if splits.setdefault(name, its) != its:
+            raise UserError(f"{path.shown}: {shown(name)} is in two splits, {splits[name]} and {its}")
+    keys = [next((key for key in _keys(name) if key in splits), None) for name in names]
+    missing = [name for name, key in zip(names, keys, strict=True) if key is None]
+    if missing:
+        raise UserError(
+            f"{path.shown}: names no split for {len(missing):,} of {len(names):,} images, first {shown(missing[0])}"
+            f"{_nearly(missing[0], splits) or '; add lines for them'}"
+        )
+    used = [str(key) for key in keys]
+    _require_all_found(used, splits, path.shown)
+    return [splits[key] for key in used]
+
+
 def label_files(
     names: Sequence[str],
     table: LabelTable,
@@ -134,7 +169,7 @@ def label_files(
     _require_all_labelled(names, keys, table)
     chosen = [number for number, key in enumerate(keys) if split is None or table.splits[str(key)] == split]
     wanted = table.classes.keys() if split is None else {key for key, its in table.splits.items() if its == split}
-    _require_all_found([str(keys[number]) for number in chosen], wanted, table)
+    _require_all_found([str(keys[number]) for number in chosen], wanted, table.where)
     class_names, label_of = _number_labels(table, class_order)
     labels = [label_of[table.classes[str(keys[number])]] for number in chosen]
     return class_names, np.array(labels, dtype=np.int64), chosen
@@ -264,6 +299,23 @@ class _TableHead:
         columns = f"files are in the column {shown(self.names[file])}, classes in {shown(self.names[label])}"
         return _ColumnNumbers(
             file, label, split, bool(self.titles), [columns, f"not used: {few(ignored)}"] if ignored else []
+        )
+
+    def find_split(self) -> tuple[int, int]:
+        """The columns of files and of splits. UserError when there is none, or two."""
+        file = self._file_column(None)
+        found = [
+            n for n, cells in enumerate(self.columns) if n != file and 2 * sum(map(is_split_name, cells)) > len(cells)
+        ]
+        titled = [number for number in found if self.low[number] in SPLIT_TITLES or splits_in(self.low[number])]
+        found = titled if len(titled) == 1 else found
+        if len(found) == 1:
+            return file, found[0]
+        names = ", ".join(map(shown, self.names))
+        which = f"{few([self.names[n] for n in found])} all name" if found else "none of them names"
+        raise UserError(
+            f"{self.where}: has the columns {names}; {which} the split, as one called split with train, val or test in "
+            "every line would"
         )
 
     def _asked(self, title: str | None, option: str) -> int | None:
@@ -402,10 +454,10 @@ def _require_all_labelled(names: Sequence[str], keys: Sequence[str | None], tabl
     )
 
 
-def _nearly(name: str, classes: Mapping[str, str]) -> str:
+def _nearly(name: str, listed: Iterable[str]) -> str:
     """A hint when the table names the file differently."""
     ends = {key.lower() for key in _keys(name.rpartition("/")[2])}
-    for other in classes:
+    for other in listed:
         end = other.replace("\\", "/").rpartition("/")[2]
         if end.lower() in ends:
             what = "in upper and lower case" if end not in _keys(name.rpartition("/")[2]) else "in its folder"
@@ -413,15 +465,14 @@ def _nearly(name: str, classes: Mapping[str, str]) -> str:
     return ""
 
 
-def _require_all_found(used: Sequence[str], wanted: Iterable[str], table: LabelTable) -> None:
+def _require_all_found(used: Sequence[str], wanted: Iterable[str], where: str) -> None:
     doubled = next((key for key, count in Counter(used).items() if count > 1), None)
     if doubled is not None:
-        raise UserError(f"{table.where}: {shown(doubled)} is not exactly one file: several images have this name")
+        raise UserError(f"{where}: {shown(doubled)} is not exactly one file: several images have this name")
     unused = sorted(set(wanted) - set(used))
     if unused:
         raise UserError(
-            f"{table.where}: names {len(used) + len(unused):,} images, of which {len(unused):,} do not exist: "
-            f"{few(unused)}"
+            f"{where}: names {len(used) + len(unused):,} images, of which {len(unused):,} do not exist: {few(unused)}"
         )
 
 

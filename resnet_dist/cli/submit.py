@@ -135,8 +135,8 @@ def read_command(command: str, words: Sequence[str], profile: Profile, on: Path,
         output = PurePosixPath(options["output"])
         run_name = name or as_run_name(f"convert-{output.parent.name}-{output.name.removesuffix('.beton')}")[:128]
         require_run_name(run_name)
-        keys = ("input_", "output", "labels", "devkit", "classes")
-        paths = {f"--{key.strip('_')}": options[key] for key in keys if options[key] is not None}
+        keys = ("input_", "output", "labels", "devkit", "classes", "split_from")
+        paths = {f"--{key.strip('_').replace('_', '-')}": options[key] for key in keys if options[key] is not None}
         return Command(command, tuple(words), run_name, paths=paths)
     from resnet_dist.launch.preflight import require_compatible, require_micro_batch_each, require_net
 
