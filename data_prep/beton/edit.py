@@ -23,6 +23,7 @@ from data_prep.beton.manifest import Manifest, describe_beton, manifest_path, wr
 from data_prep.beton.paths import PATHS, pack_paths, read_paths
 from data_prep.beton.ranges import payload_of, write_beton
 from data_prep.beton.reader import BetonReader, open_beton
+from data_prep.beton.statistics import Stored, measure_all
 from data_prep.errors import Fault, UserError
 from data_prep.shown import few
 
@@ -228,19 +229,23 @@ def copy_samples(
     for chunks in checked:
         chunks.require_tables()
 
-    def stored(sample: int) -> memoryview:
+    def stored(sample: int) -> Stored:
         number, index = int(chosen.inputs[sample]), int(chosen.samples[sample])
         reader = inputs[number]
         start = int(reader.pointers[index])
         checked[number].require(start, start + int(reader.sizes[index]))
-        return reader.image_bytes(index)
+        return reader.stored(index)
 
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
         temporary = temporary_beside(output)
         require_space(temporary, beton.total_bytes)
         contents, paths = _contents(inputs, chosen), _paths(inputs, chosen)
-        digest = write_beton(output, beton, payload_of(stored), temporary=temporary, after_range=on_written)
+        statistics = {}
+        if all(item.manifest.statistics for item in inputs):
+            statistics = measure_all(beton.num_samples, stored, lambda *_: on_written(0, beton.total_bytes))
+        payload = payload_of(lambda sample: stored(sample).data)
+        digest = write_beton(output, beton, payload, temporary=temporary, after_range=on_written)
         settings = [item.manifest.settings for item in inputs]
         manifest = describe_beton(
             beton,
@@ -252,6 +257,7 @@ def copy_samples(
             versions=inputs[0].manifest.versions,
             samples_digest="" if contents is None else digest_bytes(contents),
             paths_digest="" if paths is None else paths[1],
+            statistics=statistics,
         )
         if contents is not None:
             write_bytes_atomically(output.with_suffix(CONTENTS), contents)

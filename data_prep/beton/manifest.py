@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import unicodedata
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ from data_prep.beton.digest import (
 )
 from data_prep.beton.files import beside, read_location, write_text_atomically
 from data_prep.beton.layout import MODE_NAMES, BetonLayout
+from data_prep.beton.statistics import is_statistics
 from data_prep.errors import UserError
 from data_prep.shown import shown
 from data_prep.strict_json import parse
@@ -78,6 +79,9 @@ class Manifest:
     """`blake3:<hex>` of `<name>.samples.bin`, see `beton/contents.py`. Empty: there is none."""
     paths_digest: str = ""
     """`blake3:<hex>` of the text in `<name>.paths.txt.gz`, see `beton/paths.py`. Empty: there is none."""
+    statistics: Mapping[str, Any] = field(default_factory=dict)
+    """`mean` and `std` of R, G and B in grey levels, over `num_pixels` pixels of `num_images` images decoded at `size`
+    px, see `beton/statistics.py`. Empty: not computed."""
 
     @property
     def num_classes(self) -> int:
@@ -208,6 +212,7 @@ def describe_beton(
     quarantined: tuple[Mapping[str, Any], ...] = (),
     samples_digest: str = "",
     paths_digest: str = "",
+    statistics: Mapping[str, Any] = {},
 ) -> Manifest:
     """The manifest of a beton with this layout and digest."""
     image = beton.metadata["image"]
@@ -233,6 +238,7 @@ def describe_beton(
         chunks=digest.chunks,
         samples_digest=samples_digest,
         paths_digest=paths_digest,
+        statistics=statistics,
     )
 
 
@@ -256,10 +262,14 @@ _ITEM_TYPES: Mapping[str, type] = {
 }
 
 
+_OPTIONAL: Mapping[str, Any] = {**dict.fromkeys(_SIDE_FILES, ""), "statistics": {}}
+"""Fields that manifests of earlier versions, or of betons that were not converted, lack, and what they mean then."""
+
+
 def _read_field(tree: Mapping[str, Any], name: str, annotation: str, where: str) -> Any:
     """A field of `Manifest`. `annotation`: its type there, by which the value is checked."""
-    if name in _SIDE_FILES and name not in tree:
-        return ""  # earlier versions, and betons that were not converted
+    if name in _OPTIONAL and name not in tree:
+        return _OPTIONAL[name]
     if name not in tree:
         raise UserError(f"{where}: {name} is missing; make the beton again")
     value = tree[name]
@@ -332,6 +342,8 @@ def _contradiction(manifest: Manifest) -> str | None:
     for entry in manifest.quarantined:
         if not (_is_count(entry.get("index")) and all(isinstance(entry.get(name), str) for name in ("key", "reason"))):
             return "quarantined: expected an index, a key and a reason for each"
+    if manifest.statistics and not is_statistics(manifest.statistics):
+        return "statistics should have size, mean, std, num_images and num_pixels"
     if not all(isinstance(version, str) for version in manifest.versions.values()):
         return "versions should be strings"
     return None

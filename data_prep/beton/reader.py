@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from data_prep.beton import layout
 from data_prep.beton.digest import CHUNK_BYTES
 from data_prep.beton.manifest import Manifest, load_manifest
+from data_prep.beton.statistics import Stored
 from data_prep.errors import UserError
 
 
@@ -94,6 +95,10 @@ class BetonReader:
         """The stored bytes: a JPEG file, or `height * width * 3` bytes of RGB pixels. Read-only, not a copy."""
         start = int(self.pointers[self._checked(index)])
         return self._file[start : start + int(self.sizes[index])].data
+
+    def stored(self, index: int) -> Stored:
+        """`image_bytes` and what is needed to decode them."""
+        return Stored(self.image_bytes(index), self.mode(index), self.height(index), self.width(index))
 
     def chunk(self, number: int) -> memoryview:
         """One of the pieces of `digest.CHUNK_BYTES` whose digests are in the manifest. Read-only, not a copy."""

@@ -11,6 +11,7 @@ from data_prep.cli.betons import merge, stage, subset, verify
 from data_prep.cli.convert import convert
 from data_prep.cli.inspect import inspect
 from data_prep.cli.look import extract, list_, show
+from data_prep.cli.statistics import statistics
 from data_prep.runtime.exit_codes import run_and_exit
 
 app = typer.Typer(
@@ -20,7 +21,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     help="Convert image data sets to .beton files for the ffcv Loader, and verify them.",
 )
-for command in (convert, inspect, verify, show, extract, merge, subset, stage):
+for command in (convert, inspect, verify, show, extract, statistics, merge, subset, stage):
     app.command()(command)
 app.command("list")(list_)
 

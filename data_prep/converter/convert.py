@@ -22,6 +22,7 @@ from data_prep.beton.digest import combine, digest_bytes
 from data_prep.beton.layout import lay_out
 from data_prep.beton.manifest import MANIFEST, Manifest, class_names_problem, describe_beton, require_size
 from data_prep.beton.paths import PATHS, pack_paths
+from data_prep.beton.statistics import statistics_of
 from data_prep.converter.context import Pool, Progress, ThisProcess
 from data_prep.converter.encode import encoder_versions
 from data_prep.converter.output import BAD_SAMPLES, QUARANTINE, Output, cannot_be_written, open_output, read_work_file
@@ -463,6 +464,7 @@ class _Conversion:
             quarantined=tuple(asdict(report) for report in bad),
             samples_digest=digest_bytes(contents),
             paths_digest=paths_digest,
+            statistics=statistics_of(np.sum([part.sums for part in self._parts], axis=0)),
         )
         text = manifest.to_json()
         output.write_text(QUARANTINE, _as_table(bad) if bad else None)

@@ -15,6 +15,7 @@ from data_prep.beton import layout
 from data_prep.beton.contents import CONTENT, NO_CONTENT
 from data_prep.beton.digest import sample_digest
 from data_prep.beton.manifest import MANIFEST_SCHEMA_VERSION
+from data_prep.beton.statistics import NUM_SUMS, Stored, measure
 from data_prep.converter.encode import Encoded, LeftInSource
 from data_prep.converter.output import Output
 from data_prep.converter.settings import ConvertSettings
@@ -131,10 +132,11 @@ TRAILER = np.dtype(
         ("num_rows", "<u8"),
         ("spilled_bytes", "<u8"),
         ("bad_bytes", "<u8"),
+        ("sums", "<i8", NUM_SUMS),
         ("digest", "S32"),
     ]
 )
-MAGIC = b"dp-part5"
+MAGIC = b"dp-part6"
 MAX_BAD_BYTES = 64 << 20
 PART_PREFIX = "unit-"
 WHOLE_PREFIX = "whole-"
@@ -166,6 +168,7 @@ class PartWriter:
         self._rows = np.zeros(len(unit), dtype=PART_ROW)
         self._spilled_bytes = 0
         self._bad: list[BadSampleReport] = []
+        self._sums = np.zeros(NUM_SUMS, np.int64)
 
     def put(self, index: int, encoded: Encoded, label: int, content: bytes, *, spill: bool) -> None:
         """`spill`: store the bytes in the part; otherwise they are the source's own and will be read there again."""
@@ -176,6 +179,10 @@ class PartWriter:
         if spill:
             self._file.write(encoded.data)
             self._spilled_bytes += len(encoded.data)
+
+    def measure(self, encoded: Encoded) -> None:
+        """Adds its pixels to the unit's sums."""
+        self._sums += measure(Stored(encoded.data, encoded.mode, encoded.height, encoded.width))
 
     def put_left(self, indices: Sequence[int], labels: Sequence[int], left: Sequence[LeftInSource]) -> None:
         """Adds samples of whose files only the ends were read."""
@@ -203,7 +210,8 @@ class PartWriter:
             len(self._unit),
             self._spilled_bytes,
             len(bad),
-            _digest(rows, bad),
+            self._sums,
+            _digest(rows, bad, self._sums.tobytes()),
         )
         for piece in (rows, bad, trailer.tobytes()):
             self._file.write(piece)
@@ -214,6 +222,8 @@ class UnitPart:
     unit: WorkUnit
     rows: NDArray[np.void]
     bad: Sequence[BadSampleReport]
+    sums: NDArray[np.int64]
+    """The total of `statistics.measure` over those of its images that are measured."""
 
 
 def read_part(output: Output, plan_digest: str, unit: WorkUnit) -> UnitPart:
@@ -233,7 +243,8 @@ def read_part(output: Output, plan_digest: str, unit: WorkUnit) -> UnitPart:
         raise Fault(f"{shown}: cannot be read: {error.strerror or error}") from None
     rows_bytes = len(unit) * PART_ROW.itemsize
     rows, bad = rest[:rows_bytes], rest[rows_bytes:]
-    expected = (MAGIC, plan_digest.encode(), unit.number, len(unit), len(bad), _digest(rows, bad))
+    sums = trailer["sums"].astype(np.int64)
+    expected = (MAGIC, plan_digest.encode(), unit.number, len(unit), len(bad), _digest(rows, bad, sums.tobytes()))
     found = tuple(trailer[name] for name in ("magic", "plan", "unit", "num_rows", "bad_bytes", "digest"))
     if found != expected or len(rows) != rows_bytes:
         raise Fault(f"{shown}: is damaged or of another conversion")
@@ -241,8 +252,8 @@ def read_part(output: Output, plan_digest: str, unit: WorkUnit) -> UnitPart:
         reports = [BadSampleReport(**entry) for entry in parse(bad, max_bytes=MAX_BAD_BYTES)]
     except (ValueError, TypeError):
         raise Fault(f"{shown}: is damaged") from None
-    return UnitPart(unit, np.frombuffer(rows, dtype=PART_ROW), reports)
+    return UnitPart(unit, np.frombuffer(rows, dtype=PART_ROW), reports, sums)
 
 
-def _digest(rows: bytes, bad: bytes) -> bytes:
-    return xxhash.xxh3_128_hexdigest(rows + bad).encode()
+def _digest(*parts: bytes) -> bytes:
+    return xxhash.xxh3_128_hexdigest(b"".join(parts)).encode()

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from data_prep.beton.contents import content_of
+from data_prep.beton.statistics import is_measured
 from data_prep.converter.encode import (
     LeftInSource,
     encode_all,
@@ -77,6 +78,8 @@ def read_unit(job: Job, unit: WorkUnit) -> UnitReport:
                 else:
                     spill = not (result.untouched and job.reads_again)
                     part.put(index, result, label, content_of(read[index]), spill=spill)
+                    if job.settings.check == "decode" and is_measured(index, len(job.source)):
+                        part.measure(result)
         part.finish()
     return UnitReport(unit, source_bytes, num_bad, socket.gethostname())
 

@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import (
     AfterValidator,
+    BeforeValidator,
     Field,
     NonNegativeFloat,
     NonNegativeInt,
@@ -170,7 +171,21 @@ Augmentation = Annotated[
 
 # ---- data ------------------------------------------------------------------------------------------------------------
 
+FROM_DATA: Literal["from_data"] = "from_data"
+
+
+def _levels_or_from_data(value: Any) -> Any:
+    try:
+        fits = value == FROM_DATA or len([float(level) for level in value]) == 3
+    except (TypeError, ValueError):
+        fits = False
+    if not fits:
+        raise ValueError(f"should be three numbers, for R, G and B, or {FROM_DATA}, got {str(value)[:60]!r}")
+    return value
+
+
 Channels = tuple[float, float, float]
+LevelsOrFromData = Annotated[Channels | Literal["from_data"], BeforeValidator(_levels_or_from_data)]
 OnBadSample = Literal["error", "skip"]
 MAX_SIZE = 16384
 """Largest side of what the net sees, px."""
@@ -276,10 +291,11 @@ class DataConfig(Section):
     """Folder under the profile's `data_root` that holds `train.beton` and `val.beton` with their manifests."""
     train: TrainTransform
     eval: CenterCrop
-    mean: Channels
-    """Per channel (R, G, B), in grey levels 0..255."""
-    std: Channels
-    """Per channel (R, G, B), in grey levels 0..255."""
+    mean: LevelsOrFromData
+    """Per channel (R, G, B), in grey levels 0..255. from_data: the training data's, from its manifest; the numbers take
+    its place before a run gets its identity."""
+    std: LevelsOrFromData
+    """The deviation, likewise."""
     decoder: Literal["native", "ffcv"] = "native"
     """Decoder of the stored images. native: Pillow's pixels, bit for bit. ffcv: stock ffcv's, which differ by a grey
     level or two."""
@@ -316,15 +332,15 @@ class DataConfig(Section):
 
     @model_validator(mode="after")
     def _grey_levels(self) -> DataConfig:
-        if min(self.std) <= 0:
-            raise ValueError(f"std must be positive, got {list(self.std)}")
-        if 0 < max(self.mean) <= 1 or max(self.std) < 1:
-            raise ValueError(
-                f"mean {list(self.mean)} and std {list(self.std)} look like shares of 1; they are grey levels 0..255: "
-                "multiply them by 255"
-            )
-        if not 0 <= min(self.mean) <= max(self.mean) <= 255 or max(self.std) > 255:
-            raise ValueError(f"mean {list(self.mean)} and std {list(self.std)} are not grey levels 0..255")
+        mean = (124.0,) if self.mean == FROM_DATA else self.mean  # the other is checked on its own
+        std = (58.0,) if self.std == FROM_DATA else self.std
+        found = f"mean {_shown(self.mean)} and std {_shown(self.std)}"
+        if min(std) <= 0:
+            raise ValueError(f"std must be positive, got {list(std)}")
+        if 0 < max(mean) <= 1 or max(std) < 1:
+            raise ValueError(f"{found} look like shares of 1; they are grey levels 0..255: multiply them by 255")
+        if not 0 <= min(mean) <= max(mean) <= 255 or max(std) > 255:
+            raise ValueError(f"{found} are not grey levels 0..255")
         return self
 
 

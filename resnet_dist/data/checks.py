@@ -11,7 +11,8 @@ from data_prep.beton.contents import find_overlap, read_contents
 from data_prep.beton.digest import parse_digest
 from data_prep.beton.manifest import Manifest
 from data_prep.pixels import PictureSettings
-from resnet_dist.config.recipe import Recipe
+from resnet_dist.config.loading import recipe_from_tree
+from resnet_dist.config.recipe import FROM_DATA, Recipe
 from resnet_dist.errors import UserError
 
 NO_CLASS_NAMES = "keeps no class names (an earlier version wrote it), so they are not compared with the data's"
@@ -36,6 +37,26 @@ def require_classes(recipe: Recipe, manifest: Manifest, beton: Path | str) -> No
             f"{beton}: holds {num_classes} classes, the recipe's model has model.num_classes = "
             f"{recipe.model.num_classes}; set model.num_classes, or give data with that many classes"
         )
+
+
+def with_statistics(recipe: Recipe, train: Manifest, beton: Path | str) -> Recipe:
+    """The recipe with the training data's numbers, to 0.001 grey levels, for `data.mean` and `data.std` of `from_data`.
+
+    UserError if its manifest does not have them.
+    """
+    names = [name for name in ("mean", "std") if getattr(recipe.data, name) == FROM_DATA]
+    if not names:
+        return recipe
+    if not train.statistics:
+        raise UserError(
+            f"{beton}: its manifest has no mean and deviation for data.{' and data.'.join(names)}: from_data; add them "
+            f"with `data-prep statistics {beton}`"
+        )
+    found = {f"data.{name}": [round(level, 3) for level in train.statistics[name]] for name in names}
+    try:
+        return recipe_from_tree(recipe.model_dump(mode="json"), found)
+    except ValueError as error:
+        raise UserError(f"{beton}: its mean and deviation are not usable: {error}; set numbers in the recipe") from None
 
 
 def require_same_classes(train: Manifest, val: Manifest, folder: str) -> None:

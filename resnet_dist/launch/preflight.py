@@ -29,6 +29,7 @@ from resnet_dist.data.checks import (
     picture_settings,
     require_classes,
     require_same_classes,
+    with_statistics,
 )
 from resnet_dist.data.crops import require_sides
 from resnet_dist.data.decoder import open_kernel
@@ -36,12 +37,12 @@ from resnet_dist.data.node_cache import NodeCache
 from resnet_dist.data.order import micro_batch_share
 from resnet_dist.errors import UserError
 from resnet_dist.launch.cluster import ClusterNode, alive_nodes, cluster_of, ray_session, require_capacity, this_machine
+from resnet_dist.models import build_model
 from resnet_dist.storage.base import RUN_RESULT, SWEEP_LEDGER, RunStorage
 from resnet_dist.storage.locations import beside, open_storage
 from resnet_dist.training.checkpoint import Identity, require_same
 from resnet_dist.training.checkpoint_manager import newest_complete, newest_first, was_complete
 from resnet_dist.training.context import TrainingJob
-from resnet_dist.training.model import build_classifier
 from resnet_dist.training.schedule import RunPlan, plan_run
 
 
@@ -111,6 +112,7 @@ def prepare(recipe: Recipe, profile: Profile, name: str) -> Prepared:
     except UserError as error:
         raise UserError(f"{error} (dataset {recipe.data.dataset} of data_root {profile.data_root})") from None
     require_same_classes(train, val, folder)
+    recipe = with_statistics(recipe, train, train_source)
     for source, manifest in ((train_source, train), (val_source, val)):
         require_fitting_data(recipe, manifest, source)
     shared = check_overlap(train, val, train_source, val_source, allow=recipe.data.allow_overlap)
@@ -212,7 +214,7 @@ def require_buildable(recipe: Recipe) -> None:
 
 def require_net(recipe: Recipe) -> None:
     with torch.device("meta"), _NoValues():
-        build_classifier(recipe)
+        build_model(**recipe.model.build_options())
 
 
 class _NoValues(TorchFunctionMode):
@@ -234,8 +236,8 @@ def describe_run(recipe: Recipe, profile: Profile, name: str) -> str:
         require_trainable(prepared)
     if (nodes := nodes_to_come(profile)) is not None:
         require_capacity(nodes, profile, os.environ)
-    run = _run(recipe, profile, name, prepared)
-    return redacted(f"# recipe\n{to_yaml(recipe)}\n# profile\n{to_yaml(profile)}\n# run\n{run}")
+    run = _run(prepared.recipe, profile, name, prepared)
+    return redacted(f"# recipe\n{to_yaml(prepared.recipe)}\n# profile\n{to_yaml(profile)}\n# run\n{run}")
 
 
 def _left_out(recipe: Recipe, prepared: Prepared) -> str:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from resnet_dist.config.recipe import OptimConfig, Recipe, TrainConfig
-from resnet_dist.errors import Fault
+from resnet_dist.errors import Fault, UserError
 from resnet_dist.models import build_model
 from resnet_dist.models.batch_norm import BatchNormStatistics
 from resnet_dist.models.classifier import ImageClassifier
@@ -58,9 +58,13 @@ def build_classifier(recipe: Recipe) -> ImageClassifier:
 
 def classifier_around(net: nn.Module, recipe: Recipe) -> ImageClassifier:
     """The recipe's classifier around `net`, on the net's device and in its number format."""
-    classifier = ImageClassifier(
-        net, mean=recipe.data.mean, std=recipe.data.std, channels_last=recipe.train.channels_last
-    )
+    mean, std = recipe.data.mean, recipe.data.std
+    if isinstance(mean, str) or isinstance(std, str):
+        raise UserError(
+            "data.mean or data.std is from_data, and here is no training data to take it from; set the numbers that "
+            "`data-prep statistics train.beton` shows"
+        )
+    classifier = ImageClassifier(net, mean=mean, std=std, channels_last=recipe.train.channels_last)
     parameter = next(net.parameters())
     return classifier.to(parameter.device, parameter.dtype)
 

@@ -247,7 +247,7 @@ def test_a_signal_ends_in_order(number: signal.Signals, code: int, tmp_path: Pat
     assert not output.exists()
 
 
-@pytest.mark.parametrize("command", ["convert", "inspect", "verify", "merge", "subset", "stage"])
+@pytest.mark.parametrize("command", ["convert", "inspect", "verify", "merge", "subset", "statistics", "stage"])
 def test_help_shows_an_example(data_prep: Run, command: str) -> None:
     result = data_prep(command, "--help")
     assert result.returncode == 0, result.stderr

@@ -14,7 +14,7 @@ from data_prep.beton.manifest import load_manifest, manifest_path
 from data_prep.beton.stage import stage
 from data_prep.converter.convert import convert
 from data_prep.sources.datasets.builtin import Synthetic
-from resnet_dist.config.loading import to_yaml
+from resnet_dist.config.loading import recipe_from_tree, to_yaml
 from resnet_dist.config.profile import Profile, Workers
 from resnet_dist.config.recipe import Recipe
 from resnet_dist.data.checks import (
@@ -26,7 +26,7 @@ from resnet_dist.data.checks import (
 from resnet_dist.errors import UserError
 from resnet_dist.evaluation.evaluate import evaluate
 from resnet_dist.evaluation.protocols import Protocol
-from resnet_dist.launch.preflight import Prepared, prepare
+from resnet_dist.launch.preflight import Prepared, describe_run, prepare
 from resnet_dist.launch.worker import require_same_data
 from resnet_dist.studies.study import study_recipe
 from resnet_dist.sweeps.ledger import open_ledger
@@ -129,6 +129,41 @@ def profile(tmp_path: Path) -> Profile:
 @pytest.fixture
 def prepared(data: Path, recipe: Recipe, profile: Profile) -> Callable[[], Prepared]:
     return lambda: prepare(recipe, profile, "r")
+
+
+FROM_DATA = ["data.mean=from_data", "data.std=from_data"]
+
+
+def test_mean_and_deviation_of_the_data_become_numbers_before_a_run_has_an_identity(
+    data: Path, recipe: Recipe, profile: Profile
+) -> None:
+    written = recipe_from_tree(recipe.model_dump(mode="json"), dict(key.split("=") for key in FROM_DATA))
+    found = load_manifest(data / "train.beton").statistics
+    prepared = prepare(written, profile, "r")
+    numbers = recipe_from_tree(
+        recipe.model_dump(mode="json"),
+        {f"data.{name}": [round(level, 3) for level in found[name]] for name in ("mean", "std")},
+    )
+    assert prepared.recipe == numbers
+    assert prepared.identity == prepare(numbers, profile, "r").identity != prepare(recipe, profile, "r").identity
+    assert "from_data" not in describe_run(written, profile, "r")
+    with pytest.raises(UserError, match=r"data\.mean or data\.std is from_data, and here is no training data"):
+        build_classifier(written)
+
+
+def test_data_without_them_is_refused_with_the_command_that_adds_them(
+    data: Path, recipe: Recipe, profile: Profile
+) -> None:
+    written = recipe_from_tree(recipe.model_dump(mode="json"), {"data.std": "from_data"})
+    rename(data / "train.beton", ANIMALS, statistics={})
+    with pytest.raises(UserError, match=r"no mean .* data\.std: from_data; .*`data-prep statistics .*/train\.beton`"):
+        prepare(written, profile, "r")
+    rename(data / "train.beton", ANIMALS, statistics={**STATISTICS, "std": [0.0, 0.0, 0.0]})
+    with pytest.raises(UserError, match="its mean and deviation are not usable: data: std must be positive"):
+        prepare(written, profile, "r")
+
+
+STATISTICS = {"size": 128, "mean": [1.0, 2.0, 3.0], "std": [1.0, 1.0, 1.0], "num_images": 1, "num_pixels": 1}
 
 
 def save(prepared: Prepared, recipe: Recipe, step: int = 2) -> Path:
