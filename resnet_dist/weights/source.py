@@ -1,9 +1,11 @@
-"""Trained models from a checkpoint, a run's folder, `s3://` or an MLflow model URI."""
+"""Trained weights and models: published ones by name, files, checkpoints, runs' folders, `s3://`, MLflow model URIs."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,6 +21,8 @@ from resnet_dist.training.checkpoint import load_state, step_of
 from resnet_dist.training.checkpoint_manager import newest_complete, open_checkpoint
 from resnet_dist.training.model import Precision, build_classifier
 from resnet_dist.training.state import evaluated_weights
+from resnet_dist.weights.files import SUFFIXES, digest_of, read_file
+from resnet_dist.weights.published import Published, is_published, published, published_file
 
 _NET = "net."
 """Before the names of the bare net's tensors in a logged model."""
@@ -42,6 +46,48 @@ class TrainedModel:
     @property
     def recipe_hash(self) -> str:
         return recipe_hash(self.recipe)
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Trained weights, and what their source knows about them."""
+
+    name: str
+    """The source, as the user gave it."""
+    state: dict[str, torch.Tensor]
+    """By the source's own names, on the CPU; the moving average where there is one. `keys.match_keys` finds a net's."""
+    published: Published | None = None
+    """How the weights of a published name are used, and what accuracy they have."""
+    recipe: Recipe | None = None
+    """Of the run that trained them here."""
+    class_names: tuple[str, ...] | None = None
+    """By label; None if the source does not have them."""
+
+    @cached_property
+    def digest(self) -> str:
+        """Hex digits; equal for the same tensors in any format of file."""
+        return digest_of(self.state)
+
+
+def read_weights(source: str, tracking_uri: str | None = None, file: Path | None = None) -> Weights:
+    """The weights of `source`: `torchvision:NAME.ENTRY`, `timm:NAME.TAG`, a file (.pth, .pt, .th, .safetensors), or
+    what `load_model` takes.
+
+    `file` has the weights of a published name, which are otherwise in the library's cache or downloaded. Raises
+    UserError if there are no such weights, Fault if storage or MLflow does not respond.
+    """
+    if is_published(source):
+        return Weights(source, read_file(file or published_file(source)), published=published(source))
+    if is_file(source):
+        return Weights(source, read_file(Path(source).expanduser()))
+    model = load_model(source, tracking_uri)
+    return Weights(source, dict(model.classifier.net.state_dict()), recipe=model.recipe, class_names=model.class_names)
+
+
+def is_file(source: str) -> bool:
+    """Whether it names a file of weights, which may not exist, and not a checkpoint, a run or a model in MLflow."""
+    path = Path(source).expanduser()
+    return ":/" not in source and not path.is_dir() and (path.suffix in SUFFIXES or path.is_file())
 
 
 def load_model(source: str, tracking_uri: str | None = None) -> TrainedModel:

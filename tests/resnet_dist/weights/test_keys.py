@@ -1,0 +1,161 @@
+"""torchvision's and timm's own nets are the oracle: their tensors, found by `match_keys`, give their logits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from resnet_dist.errors import UserError
+from resnet_dist.models import build_model
+from resnet_dist.weights.keys import head_of, match_keys
+
+
+def randomise(net: nn.Module) -> nn.Module:
+    """Values that no initialisation gives, so that a swapped key or an ignored statistic shows."""
+    generator = torch.Generator().manual_seed(1)
+    for name, tensor in net.state_dict().items():
+        if tensor.is_floating_point():
+            noise = torch.rand(tensor.shape, generator=generator)
+            tensor.copy_(0.5 + noise if tensor.ndim == 1 and "bias" not in name else tensor + 0.1 * (noise - 0.5))
+    return net.eval()
+
+
+@torch.no_grad()
+def logits(net: nn.Module, size: int = 64) -> Tensor:
+    return net.eval()(torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(2)))
+
+
+def renamed(state: Mapping[str, Tensor], rules: Mapping[str, str]) -> dict[str, Tensor]:
+    """As another project names the same tensors."""
+
+    def other(name: str) -> str:
+        for old, new in rules.items():
+            name = name.replace(old, new)
+        return name
+
+    return {other(name): value for name, value in state.items()}
+
+
+def test_names_of_akamasters_cifar_nets() -> None:
+    net = randomise(build_model("resnet20", 10))
+    theirs = renamed(net.state_dict(), {"fc.": "linear."})
+    without_counters = {name: value for name, value in theirs.items() if "num_batches" not in name}
+    other = build_model("resnet20", 10)
+    matched = match_keys(without_counters, other, "weights")
+    assert (matched.missing, matched.unexpected, matched.head_differs) == ((), (), False)
+    other.load_state_dict(matched.state)
+    assert torch.equal(logits(other, 32), logits(net, 32))
+
+
+BOTTLENECK_NAMES = {
+    # Hugging Face's transformers
+    "transformers": {
+        "layer1.": "resnet.encoder.stages.0.layers.",
+        "layer2.": "resnet.encoder.stages.1.layers.",
+        "layer3.": "resnet.encoder.stages.2.layers.",
+        "layer4.": "resnet.encoder.stages.3.layers.",
+        ".downsample.0": ".shortcut.convolution",
+        ".downsample.1": ".shortcut.normalization",
+        ".conv1": ".layer.0.convolution",
+        ".bn1": ".layer.0.normalization",
+        ".conv2": ".layer.1.convolution",
+        ".bn2": ".layer.1.normalization",
+        ".conv3": ".layer.2.convolution",
+        ".bn3": ".layer.2.normalization",
+        "fc.": "classifier.1.",
+    },
+    # detectron2
+    "detectron2": {
+        "layer1.": "res2.",
+        "layer2.": "res3.",
+        "layer3.": "res4.",
+        "layer4.": "res5.",
+        ".downsample.0.": ".shortcut.",
+        ".downsample.1.": ".shortcut.norm.",
+        ".bn1.": ".conv1.norm.",
+        ".bn2.": ".conv2.norm.",
+        ".bn3.": ".conv3.norm.",
+        "fc.": "linear.",
+    },
+    # pytorchcv
+    "pytorchcv": {
+        "layer": "features.stage",
+        ".0.": ".unit1.",
+        ".1.": ".unit2.",
+        ".downsample.unit1": ".identity_conv.conv",
+        ".downsample.unit2": ".identity_conv.bn",
+        ".bn1.": ".body.conv1.bn.",
+        ".bn2.": ".body.conv2.bn.",
+        ".bn3.": ".body.conv3.bn.",
+        "fc.": "output.",
+    },
+    "mmpretrain": {"fc.": "head.fc.", "layer": "backbone.layer"},
+}
+
+
+@pytest.mark.parametrize("rules", BOTTLENECK_NAMES.values(), ids=BOTTLENECK_NAMES.keys())
+@pytest.mark.parametrize("order", [list, sorted], ids=["in order", "alphabetical"])
+def test_names_of_other_projects(rules: Mapping[str, str], order: Callable[[list[str]], list[str]]) -> None:
+    net = randomise(build_model("resnet26", 7))
+    theirs = renamed(net.state_dict(), rules)
+    assert theirs.keys() != net.state_dict().keys()
+    matched = match_keys({name: theirs[name] for name in order(list(theirs))}, net, "weights")
+    assert (matched.missing, matched.unexpected, matched.head_differs) == ((), (), False)
+    for name, value in net.state_dict().items():
+        assert torch.equal(matched.state[name], value), name
+
+
+def test_another_number_of_classes_leaves_the_head_out() -> None:
+    weights = build_model("resnet18", 10).state_dict()
+    matched = match_keys(weights, build_model("resnet18", 4), "weights")
+    assert (matched.head_differs, matched.missing, matched.unexpected) == (True, (), ())
+    assert "fc.weight" not in matched.state
+    assert len(matched.state) == len(weights) - 2
+
+
+def test_a_backbone_has_no_head() -> None:
+    net = build_model("resnet18", 10)
+    weights = {name: value for name, value in net.state_dict().items() if not name.startswith("fc.")}
+    matched = match_keys(weights, net, "weights")
+    assert (matched.head_differs, matched.missing) == (True, ("fc.weight", "fc.bias"))
+
+
+def test_tensors_outside_of_the_blocks_that_the_net_lacks_are_named() -> None:
+    net = build_model("resnet18", 10)
+    weights = {**net.state_dict(), "aux.fc2.weight": torch.zeros(3, 4)}
+    assert match_keys(weights, net, "weights").unexpected == ("aux.fc2.weight",)
+
+
+@pytest.mark.parametrize(
+    ("given", "wanted", "reason"),
+    [
+        (("resnet50", {}), ("resnet18", {}), r"its net has 3, 4, 6, 3 blocks of 3 convolutions, as resnet50"),
+        (("resnet18", {}), ("resnet50", {}), r"as resnet18"),
+        (("resnet34", {}), ("resnet18", {}), r"has layer1.2.conv1.weight, .* the net has no place; .* as resnet34"),
+        (("resnet18", {}), ("resnet34", {}), r"has no layer1.2.conv1.weight, .* of the net"),
+        (("resnet20", {"shortcut": "B"}), ("resnet20", {}), r"has layer2.0.downsample.0.weight, .* no place"),
+        (("resnet20", {}), ("resnet20", {"shortcut": "B"}), r"has no layer2.0.downsample.0.weight"),
+        (("resnet50", {"se_ratio": 0.25}), ("resnet50", {}), r"has layer1.0.se.fc1.weight, .* no place"),
+        (("resnet50", {}), ("resnet50", {"stem": "deep"}), r"conv1.weight"),
+        (("vgg16", {}), ("resnet18", {}), r"these are weights of another net"),
+    ],
+)
+def test_weights_of_another_net_are_refused(
+    given: tuple[str, dict[str, object]], wanted: tuple[str, dict[str, object]], reason: str
+) -> None:
+    with torch.device("meta"):
+        weights, net = build_model(given[0], 10, **given[1]).state_dict(), build_model(wanted[0], 10, **wanted[1])
+    with pytest.raises(UserError, match=f"^weights: .*{reason}"):
+        match_keys(weights, net, "weights")
+
+
+def test_head_of() -> None:
+    with torch.device("meta"):
+        assert [head_of(build_model(name, 10)) for name in ("resnet18", "vgg16", "googlenet")] == [
+            "fc",
+            "classifier.6",
+            "fc",
+        ]
