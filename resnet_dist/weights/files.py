@@ -7,7 +7,6 @@ import re
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -22,7 +21,7 @@ _NETS = ("state_dict", "model", "net", "model_state_dict", "weights", "params", 
 """Keys under which projects keep weights, a moving average of them first: it is what they evaluate."""
 _WRAPPERS = re.compile(r"(module\.|_orig_mod\.)+")
 """In front of names: DistributedDataParallel and torch.compile."""
-_NOT_LOADED = re.compile(r"(?:Unsupported global: GLOBAL|Unsupported class|Can only build Tensor.*?or) ([\w.]+)")
+_NOT_LOADED = re.compile(r"unsupported global:? (?:GLOBAL )?([\w.]+)", re.IGNORECASE)
 _MAX_EXPANSION = 8
 """Bytes of the tensors for each byte of the file: a tensor may be a view that is larger than what the file has."""
 
@@ -89,7 +88,7 @@ def _read_torch(path: Path, start: bytes) -> object:
                 f"is a pickle that would run code ({code[1]}), so it is not loaded; if you trust it, save its weights "
                 "alone: torch.save(model.state_dict(), FILE)"
             )
-        elif isinstance(error, UnpicklingError) and not start.startswith((b"PK", b"\x80")):
+        elif not start.startswith((b"PK", b"\x80")):
             what = "is not a file that torch.save or safetensors wrote"
         else:
             what = f"is damaged or not a file that torch.save wrote: {_reason(error)}; copy or download it again"
@@ -105,8 +104,9 @@ def _numpy_scalars() -> list[Any]:
 
 
 def _reason(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0][:200] if lines else type(error).__name__
+    advice = ("Weights only load failed", "Check the documentation", "Please file an issue")
+    lines = [line for line in str(error).splitlines() if line.strip() and not line.strip().startswith(advice)]
+    return lines[0].strip()[:200] if lines else type(error).__name__
 
 
 def _weights_in(content: object, path: Path) -> dict[str, Tensor]:

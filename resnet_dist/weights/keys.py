@@ -41,7 +41,7 @@ class Role(NamedTuple):
     """main, shortcut or gate: the layers with biases in a block, which weigh channels."""
     kind: str
     """conv (also a linear layer) or norm."""
-    index: int
+    place: int
     """Among those of its block, branch and kind, from 0."""
     part: str
     """weight, bias, running_mean, running_var."""
@@ -177,7 +177,7 @@ def _likely(given: Mapping[str, tuple[int, ...]]) -> str:
     blocks: dict[tuple[int, int], int] = {}
     for role in _by_role(given):
         if role.block is not None and (role.branch, role.kind, role.part) == ("main", "conv", "weight"):
-            blocks[role.block] = max(blocks.get(role.block, 0), role.index + 1)
+            blocks[role.block] = max(blocks.get(role.block, 0), role.place + 1)
     if not blocks:
         return "; these are weights of another net"
     num_blocks = tuple(

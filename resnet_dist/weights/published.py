@@ -224,9 +224,9 @@ def _layout_of(net: nn.Module) -> dict[str, Any]:
     stages = [list(net.get_submodule(f"layer{k}").children()) for k in (1, 2, 3, 4)]
     num_blocks, first = tuple(map(len, stages)), stages[0][0]
     num_layers = 3 if hasattr(first, "conv3") else 2
-    widths = {}
-    if num_layers == 3:
-        widths = {"groups": first.conv2.groups, "base_width": first.conv2.out_channels // first.conv2.groups}
+    conv = net.get_submodule("layer1.0.conv2")
+    assert isinstance(conv, nn.Conv2d)
+    widths = {"groups": conv.groups, "base_width": conv.out_channels // conv.groups} if num_layers == 3 else {}
     options = {key: value for key, value in widths.items() if value != getattr(NetOptions, key)}
     found = [
         {"name": name, **{key: value for key, value in options.items() if key not in layout.options}}
@@ -247,7 +247,8 @@ def _stem_of(net: nn.Module) -> dict[str, Any]:
     if isinstance(first, nn.Conv2d):
         return {}
     widths = tuple(layer.out_channels for layer in first.children() if isinstance(layer, nn.Conv2d))
-    stem = {(32, 32, 64): "deep", (24, 32, 64): "deep_tiered"}.get(widths)
+    stems: dict[tuple[int, ...], str] = {(32, 32, 64): "deep", (24, 32, 64): "deep_tiered"}
+    stem = stems.get(widths)
     if stem is None:
         raise _Inexpressible(f"its stem has {', '.join(map(str, widths))} channels")
     replaced = isinstance(net.get_submodule("maxpool"), nn.Sequential)
@@ -336,8 +337,8 @@ def _open(url: str, method: str = "GET") -> Any:
 
 def _missing(source: str, url: str, why: str, remedy: str) -> UserError:
     return UserError(
-        f"{source}: its file is not on this machine and cannot be downloaded ({why}); fetch {url} elsewhere and name it "
-        f"with --weights FILE, or {remedy}"
+        f"{source}: its file is not on this machine and cannot be downloaded ({why}); fetch {url} elsewhere and give "
+        f"--weights FILE, or {remedy}"
     )
 
 

@@ -77,7 +77,8 @@ def read_weights(source: str, tracking_uri: str | None = None, file: Path | None
     UserError if there are no such weights, Fault if storage or MLflow does not respond.
     """
     if is_published(source):
-        return Weights(source, read_file(file or published_file(source)), published=published(source))
+        known = published(source)  # first, because it refuses nets that cannot be built before anything is downloaded
+        return Weights(source, read_file(file or published_file(source)), published=known)
     if is_file(source):
         return Weights(source, read_file(Path(source).expanduser()))
     model = load_model(source, tracking_uri)
