@@ -688,22 +688,32 @@ def shrunk_size(size: tuple[int, int], max_side: int | None) -> tuple[int, int]:
     return width, height
 
 
-def resized_window(picture: Image.Image, resized: tuple[int, int], window: tuple[int, int, int, int]) -> Image.Image:
-    """`picture.resize(resized, BILINEAR).crop(...)`, bit by bit, in the memory and time of picture and window alone: an
-    extreme aspect ratio would make the whole resized picture huge.
+def resampling(interpolation: str) -> Image.Resampling:
+    """Pillow's filter for a recipe's `interpolation`: bilinear or bicubic."""
+    return {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}[interpolation]
+
+
+def resized_window(
+    picture: Image.Image,
+    resized: tuple[int, int],
+    window: tuple[int, int, int, int],
+    interpolation: str = "bilinear",
+) -> Image.Image:
+    """`picture.resize(resized, resampling(interpolation)).crop(...)`, bit by bit, in the memory and time of picture and
+    window alone: an extreme aspect ratio would make the whole resized picture huge.
 
     `picture`: mode RGB. `resized`: width, height. `window`: left, top, width, height, in pixels of the resized picture;
     what is outside is black.
     """
     left, top, width, height = window
     if resized[0] * resized[1] <= picture.width * picture.height + 16 * width * height:
-        whole = picture.resize(resized, Image.Resampling.BILINEAR)
+        whole = picture.resize(resized, resampling(interpolation))
         return whole.crop((left, top, left + width, top + height))
     shown = np.zeros((height, width, 3), np.uint8)
     columns = range(max(left, 0), min(left + width, resized[0]))
     rows = range(max(top, 0), min(top + height, resized[1]))
     if columns and rows:
-        pixels = _resized_part(picture, resized, columns, rows)
+        pixels = _resized_part(picture, resized, columns, rows, bicubic=interpolation == "bicubic")
         shown[rows.start - top : rows.stop - top, columns.start - left : columns.stop - left] = pixels
     return Image.fromarray(shown)
 
@@ -712,10 +722,12 @@ _WEIGHT_BITS = 22
 """Fraction bits of Pillow's fixed-point weights: its PRECISION_BITS."""
 
 
-def _resized_part(picture: Image.Image, resized: tuple[int, int], columns: range, rows: range) -> NDArray[np.uint8]:
-    """These columns and rows of an enlarged picture, with the arithmetic of Pillow's bilinear filter (Resample.c)."""
-    across = _weights(picture.width, resized[0], columns)
-    down = _weights(picture.height, resized[1], rows)
+def _resized_part(
+    picture: Image.Image, resized: tuple[int, int], columns: range, rows: range, *, bicubic: bool
+) -> NDArray[np.uint8]:
+    """These columns and rows of an enlarged picture, with the arithmetic of Pillow's filters (Resample.c)."""
+    across = _weights(picture.width, resized[0], columns, bicubic=bicubic)
+    down = _weights(picture.height, resized[1], rows, bicubic=bicubic)
     box = (across[0][0], down[0][0], across[-1][0] + len(across[-1][1]), down[-1][0] + len(down[-1][1]))
     pixels = np.asarray(picture.crop(box))
     passes = [(across, 1, box[0]), (down, 0, box[1])]
@@ -726,18 +738,22 @@ def _resized_part(picture: Image.Image, resized: tuple[int, int], columns: range
     return pixels
 
 
-def _weights(size: int, resized: int, outputs: range) -> list[tuple[int, NDArray[np.int64]]]:
+def _weights(size: int, resized: int, outputs: range, *, bicubic: bool) -> list[tuple[int, NDArray[np.int64]]]:
     """For each output the first input, and the weights from that input on, in fixed point."""
     scale = size / resized
-    reach = max(scale, 1.0)
+    reach = (2.0 if bicubic else 1.0) * max(scale, 1.0)
     found = []
     for output in outputs:
         center = (output + 0.5) * scale
         first, end = max(0, int(center - reach + 0.5)), min(size, int(center + reach + 0.5))
-        distance = np.abs((np.arange(first, end) - center + 0.5) * (1.0 / reach))
-        exact = np.where(distance < 1.0, 1.0 - distance, 0.0)
+        x = np.abs((np.arange(first, end) - center + 0.5) * (1.0 / max(scale, 1.0)))
+        exact = np.where(x < 1.0, 1.0 - x, 0.0)
+        if bicubic:
+            far = np.where(x < 2.0, (((x - 5) * x + 8) * x - 4) * -0.5, 0.0)
+            exact = np.where(x < 1.0, (1.5 * x - 2.5) * x * x + 1, far)
         total = np.cumsum(exact)[-1]  # one after another, as Pillow does: `sum` adds pairs
-        found.append((first, (0.5 + exact / total * (1 << _WEIGHT_BITS)).astype(np.int64)))
+        scaled = exact / total * (1 << _WEIGHT_BITS)
+        found.append((first, (scaled + np.copysign(0.5, scaled)).astype(np.int64)))
     return found
 
 

@@ -19,7 +19,7 @@ from data_prep.errors import UserError
 
 MODULE = "_data_prep_native"
 DECODE_MODULE = "_resnet_dist_decode"
-_DECODE_INTERFACE = 5  # as in resnet_dist/data/native/kernel.c; grows when arguments or statuses change
+_DECODE_INTERFACE = 6  # as in resnet_dist/data/native/kernel.c; grows when arguments or statuses change
 
 
 @cache

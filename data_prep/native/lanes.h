@@ -24,7 +24,7 @@ static INLINE void widen_pixel(const uint8_t *pixel, int32_t *lanes)
     _mm_storeu_si128((__m128i *)lanes, _mm_cvtepu8_epi32(_mm_cvtsi32_si128(four)));
 }
 
-/* Values above 255 become 255. */
+/* Values outside 0 .. 255 are clipped. */
 static INLINE void store_pixels(const Sums *sums, uint8_t *first, uint8_t *second)
 {
     const __m128i *halves = (const __m128i *)sums;
@@ -45,8 +45,9 @@ static INLINE void store_pixels(const Sums *sums, uint8_t *first, uint8_t *secon
 {
     const int32_t *lanes = (const int32_t *)sums;
     for (int k = 0; k < LANES; k++) {
-        first[k] = (uint8_t)(lanes[k] > 255 ? 255 : lanes[k]);
-        second[k] = (uint8_t)(lanes[LANES + k] > 255 ? 255 : lanes[LANES + k]);
+        first[k] = (uint8_t)(lanes[k] < 0 ? 0 : lanes[k] > 255 ? 255 : lanes[k]);
+        int32_t other = lanes[LANES + k];
+        second[k] = (uint8_t)(other < 0 ? 0 : other > 255 ? 255 : other);
     }
 }
 #endif

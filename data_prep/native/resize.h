@@ -21,10 +21,11 @@ typedef struct {
     int32_t *weights;   /* [size][taps], 22 fractional bits */
 } Axis;
 
-/* Pillow's BILINEAR and HAMMING: both reach one output px to either side, and have no negative weights. */
-typedef enum { TRIANGLE, HAMMING } Filter;
+/* Pillow's. BICUBIC reaches two output px to either side, the others one; it alone has negative weights. */
+typedef enum { BILINEAR, BICUBIC, HAMMING } Filter;
 
 typedef struct {
+    Filter filter;
     Axis rows, columns;
     int32_t *group;      /* [columns.length][2][4]: px of two rows that are not filtered yet; the fourth is anything */
     uint8_t *filtered;   /* ring of rows.taps + 1 rows, filtered along the columns */

@@ -187,6 +187,8 @@ def _levels_or_from_data(value: Any) -> Any:
 Channels = tuple[float, float, float]
 LevelsOrFromData = Annotated[Channels | Literal["from_data"], BeforeValidator(_levels_or_from_data)]
 OnBadSample = Literal["error", "skip"]
+Interpolation = Literal["bilinear", "bicubic"]
+"""Pillow's filters, antialiased."""
 MAX_SIZE = 16384
 """Largest side of what the net sees, px."""
 
@@ -210,6 +212,8 @@ class RandomResizedCrop(TrainCrop):
     """Range of the crop's share of the image's area."""
     ratio: Ascending[tuple[PositiveFloat, PositiveFloat]] = (0.75, 4 / 3)
     """Range of the crop's width / height; drawn log-uniformly."""
+    interpolation: Interpolation = "bilinear"
+    """Filter of the resizing: bilinear, as torchvision's weights, or bicubic, as most of timm's."""
 
 
 class ScaleCrop(TrainCrop):
@@ -219,6 +223,8 @@ class ScaleCrop(TrainCrop):
     kind: Literal["scale_crop"]
     shorter_side: tuple[PositiveInt, PositiveInt] = (256, 480)
     """Range of the shorter side, px, both ends included."""
+    interpolation: Interpolation = "bilinear"
+    """Filter of the resizing: bilinear or bicubic."""
 
     @model_validator(mode="after")
     def _range(self) -> ScaleCrop:
@@ -245,6 +251,8 @@ class CenterCrop(Section):
     kind: Literal["center_crop"]
     size: Annotated[int, Field(gt=0, le=MAX_SIZE)]
     resize: Annotated[int, Field(gt=0, le=MAX_SIZE)]
+    interpolation: Interpolation = "bilinear"
+    """Filter of the resizing: bilinear, as torchvision's weights, or bicubic, as most of timm's."""
 
     @model_validator(mode="after")
     def _fits(self) -> CenterCrop:
@@ -328,6 +336,14 @@ class DataConfig(Section):
             raise ValueError("progressive_size needs a crop that resizes; pad_crop does not")
         if progressive.start_size > self.train.size:
             raise ValueError(f"progressive_size.start_size must be train.size ({self.train.size}) or less")
+        return self
+
+    @model_validator(mode="after")
+    def _resizes_so(self) -> DataConfig:
+        chosen = {"train": getattr(self.train, "interpolation", None), "eval": self.eval.interpolation}
+        for part, interpolation in chosen.items():
+            if self.decoder == "ffcv" and interpolation == "bicubic":
+                raise ValueError(f"{part}.interpolation: bicubic needs decoder: native; ffcv's averages areas")
         return self
 
     @model_validator(mode="after")
@@ -584,6 +600,8 @@ class Recipe(Section):
 _UNSET = object()
 RECORDED_DEFAULTS: Mapping[str, Any] = {
     "data.allow_overlap": False,
+    "data.train.interpolation": "bilinear",
+    "data.eval.interpolation": "bilinear",
     "model.groups": 1,
     "model.base_width": 64,
 }

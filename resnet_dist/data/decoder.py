@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from data_prep.beton.reader import BetonReader
 from data_prep.native import open_decode_library
-from resnet_dist.config.recipe import CenterCrop, OnBadSample, Recipe, train_size
+from resnet_dist.config.recipe import CenterCrop, Interpolation, OnBadSample, PadCrop, Recipe, train_size
 from resnet_dist.data.augment import draw_operations
 from resnet_dist.data.crops import Transform, Views, crop, num_draws
 from resnet_dist.data.kernel import OK, STORED_IMAGE, Kernel, StoredImages
@@ -58,13 +58,16 @@ def eval_images(recipe: Recipe, crop: CenterCrop | None = None) -> ImageSettings
     return ImageSettings(crop or recipe.data.eval, recipe.data.decoder)
 
 
-def open_kernel(decoder: Decoder, num_threads: int, max_image_bytes: int) -> Kernel:
-    """`max_image_bytes`: of the largest image, decoded. UserError if the native kernel was not built."""
+def open_kernel(
+    decoder: Decoder, num_threads: int, max_image_bytes: int, interpolation: Interpolation = "bilinear"
+) -> Kernel:
+    """`max_image_bytes`: of the largest image, decoded. `interpolation`: the native kernel's; ffcv's averages areas.
+    UserError if the native kernel was not built."""
     kernel: Any  # imported here: numba and ffcv take seconds, and the native kernel may be missing
     if decoder == "native":
         from resnet_dist.data.native_kernel import NativeKernel
 
-        kernel = NativeKernel(num_threads)
+        kernel = NativeKernel(num_threads, interpolation)
     else:
         from resnet_dist.data.ffcv_kernel import FfcvKernel
 
@@ -103,7 +106,9 @@ class KeyedDecoder:
         if self._augment:
             open_decode_library("data.train.augment needs it")  # also with libffcv's kernel
         pixels = reader.heights.astype(np.int64) * reader.widths
-        self._kernel = open_kernel(settings.decoder, num_threads, 3 * int(pixels.max(initial=1)))
+        # A pad-crop is not resized.
+        how = "bilinear" if isinstance(settings.transform, PadCrop) else settings.transform.interpolation
+        self._kernel = open_kernel(settings.decoder, num_threads, 3 * int(pixels.max(initial=1)), how)
 
     def decode(
         self,

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from data_prep.native import open_decode_library, pointer
-from resnet_dist.config.recipe import MAX_SIZE
+from resnet_dist.config.recipe import MAX_SIZE, Interpolation
 from resnet_dist.data.augment import OPERATION, Operations
 from resnet_dist.data.crops import VIEW, Views
 from resnet_dist.data.kernel import STORED_IMAGE, StoredImages
@@ -57,15 +57,19 @@ _REASONS = {
 class NativeKernel:
     """`resnet_dist.data.decoder.Kernel`. UserError when the extension was not built.
 
+    interpolation: how a view is resized.
     own_huffman: whether the kernel's entropy decoder is used, twice as fast as libjpeg's; None: if it passes its check.
     """
 
-    def __init__(self, num_threads: int = 1, own_huffman: bool | None = None) -> None:
+    def __init__(
+        self, num_threads: int = 1, interpolation: Interpolation = "bilinear", own_huffman: bool | None = None
+    ) -> None:
         library = open_decode_library(
             "data.decoder is native", ", or set data.decoder: ffcv, whose pixels differ slightly"
         )
         self._function = library.resnet_dist_decode
         self._function.restype = None
+        self._bicubic = interpolation == "bicubic"
         self._own_huffman = own_huffman_is_sound() if own_huffman is None else own_huffman
         self._pool = _Pool(library, num_threads)
 
@@ -110,6 +114,7 @@ class NativeKernel:
             operations=pointer(operations, OPERATION, (num, num_operations)),
             num_operations=num_operations,
             size=size,
+            bicubic=self._bicubic,
             own_huffman=self._own_huffman,
             images=pointer(images, np.uint8, (num, size, size, 3)),
             statuses=pointer(statuses, np.int64, (num,)),
@@ -131,6 +136,7 @@ class _Batch(ctypes.Structure):
         ("operations", ctypes.c_void_p),
         ("num_operations", ctypes.c_int64),
         ("size", ctypes.c_int64),
+        ("bicubic", ctypes.c_int64),
         ("own_huffman", ctypes.c_int64),
         ("images", ctypes.c_void_p),
         ("statuses", ctypes.c_void_p),

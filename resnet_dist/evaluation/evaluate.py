@@ -252,7 +252,8 @@ def open_protocol(job: EvaluationJob, device: torch.device, stack: ExitStack) ->
         )
         stack.enter_context(closing(loader))
         return AveragedClassifier(members, first.model.num_classes), loader.batches, Precision("fp32")
-    crop = CenterCrop(kind="center_crop", size=views[0].size, resize=views[0].shorter_side)
+    (view,) = views
+    crop = CenterCrop(kind="center_crop", size=view.size, resize=view.shorter_side, interpolation=view.interpolation)
     crops = BetonLoader(
         job.beton,
         eval_images(first, crop),
@@ -264,7 +265,7 @@ def open_protocol(job: EvaluationJob, device: torch.device, stack: ExitStack) ->
     if len(members) == 1 and not job.protocol.flips:
         return members[0].classifier, partial(crops.epoch, 0), members[0].precision
     averaged = AveragedClassifier(members, first.model.num_classes)
-    return averaged, partial(_as_views, crops, views[0]), Precision("fp32")
+    return averaged, partial(_as_views, crops, view), Precision("fp32")
 
 
 def _member(model: TrainedModel, protocol: Protocol, device: torch.device) -> EnsembleMember:
@@ -305,6 +306,7 @@ def facts_of(evaluated: Evaluated) -> dict[str, Any]:
         "recipe_hashes": [model.recipe_hash for model in job.models],
         "protocol": protocol.kind,
         **views,
+        "interpolation": [model.recipe.data.eval.interpolation for model in job.models],
         "data": str(job.beton),
         "data_digest": manifest.digest,
         "num_samples": manifest.num_samples,

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d
 
-from resnet_dist.config.recipe import MAX_SIZE, CenterCrop
+from resnet_dist.config.recipe import MAX_SIZE, CenterCrop, Interpolation
 from resnet_dist.errors import UserError
 from resnet_dist.models.classifier import ImageClassifier
 from resnet_dist.training.model import Precision
@@ -30,6 +30,8 @@ class View(NamedTuple):
     place: Place
     size: int
     """0 for the whole image."""
+    interpolation: Interpolation = "bilinear"
+    """How it is resized."""
 
 
 class Box(NamedTuple):
@@ -68,7 +70,7 @@ class Protocol:
         return self.kind == "multi-scale"
 
     def crop(self, own: CenterCrop) -> CenterCrop:
-        """The sides of the crops, from the recipe's own. A new `size` alone keeps the recipe's ratio of the two."""
+        """The crops, with the recipe's interpolation. A new `size` alone keeps the recipe's ratio of the two sides."""
         size = self.size or own.size
         resize = self.resize or (own.resize if size == own.size else round(size * own.resize / own.size))
         if size > resize:
@@ -76,7 +78,7 @@ class Protocol:
                 f"--size {size}: is larger than the resized image's shorter side ({resize}); raise --resize"
             )
         _require_side("--size, --resize", resize)
-        return CenterCrop(kind="center_crop", size=size, resize=resize)
+        return own.model_copy(update={"size": size, "resize": resize})
 
     def views(self, own: CenterCrop) -> tuple[View, ...]:
         """The views, in the order in which they are averaged. Raises UserError for sides that do not fit."""
@@ -84,12 +86,12 @@ class Protocol:
             if self.size or self.resize:
                 raise UserError("--size, --resize: are for crops; multi-scale takes --scales")
             _require_side("--scales", max(self.scales))
-            return tuple(View(scale, "whole", 0) for scale in self.scales)
+            return tuple(View(scale, "whole", 0, own.interpolation) for scale in self.scales)
         crop = self.crop(own)
         places: tuple[Place, ...] = ("centre",)
         if self.kind == "10-crop":
             places = ("top-left", "top-right", "bottom-left", "bottom-right", "centre")
-        return tuple(View(crop.resize, place, crop.size) for place in places)
+        return tuple(View(crop.resize, place, crop.size, crop.interpolation) for place in places)
 
 
 def _require_side(option: str, px: int) -> None:

@@ -20,7 +20,8 @@ from torch import Tensor
 from data_prep.beton.manifest import load_manifest
 from data_prep.beton.reader import BetonReader
 from data_prep.beton.samples import pixels_of
-from data_prep.pixels import LIMITS, resized_window
+from data_prep.pixels import LIMITS, resampling, resized_window
+from resnet_dist.config.recipe import Interpolation
 from resnet_dist.data.loader import open_reader
 from resnet_dist.errors import UserError
 from resnet_dist.evaluation.protocols import SameShape, View, ViewImages, window
@@ -91,7 +92,9 @@ class ViewLoader:
         """One array [H, W, 3] for each view."""
         resized = Resized(self.picture(sample_id))
         return [
-            np.asarray(resized.part(view.shorter_side, window(view, *resized.size(view.shorter_side))))
+            np.asarray(
+                resized.part(view.shorter_side, window(view, *resized.size(view.shorter_side)), view.interpolation)
+            )
             for view in self._views
         ]
 
@@ -112,29 +115,32 @@ def _require_small(reader: BetonReader, shorter_sides: Sequence[int]) -> None:
 
 
 class Resized:
-    """Parts of the picture with its shorter side resized: Pillow's bilinear filter with antialiasing, as in training.
+    """Parts of the picture with its shorter side resized by Pillow's antialiased filters, as in training.
 
-    A picture is resized once for each length. Of a very elongated one only the part is.
+    A picture is resized once for each length and filter. Of a very elongated one only the part is.
     """
 
     def __init__(self, picture: Image.Image) -> None:
         self._picture = picture
-        self._wholes: dict[int, Image.Image] = {}
+        self._wholes: dict[tuple[int, Interpolation], Image.Image] = {}
 
     def size(self, shorter_side: int) -> tuple[int, int]:
         """Width and height when the shorter side is `shorter_side`: torchvision's `Resize`."""
         shorter = min(self._picture.size)
         return shorter_side * self._picture.width // shorter, shorter_side * self._picture.height // shorter
 
-    def part(self, shorter_side: int, box: tuple[int, int, int, int]) -> Image.Image:
+    def part(
+        self, shorter_side: int, box: tuple[int, int, int, int], interpolation: Interpolation = "bilinear"
+    ) -> Image.Image:
         """`box`: left, top, right, bottom, px of the resized picture."""
         left, top, right, bottom = box
         size = self.size(shorter_side)
         if size[0] * size[1] > _MOST_PIXELS:
-            return resized_window(self._picture, size, (left, top, right - left, bottom - top))
-        if shorter_side not in self._wholes:
-            self._wholes[shorter_side] = self._picture.resize(size, Image.Resampling.BILINEAR)
-        return self._wholes[shorter_side].crop(box)
+            return resized_window(self._picture, size, (left, top, right - left, bottom - top), interpolation)
+        key = shorter_side, interpolation
+        if key not in self._wholes:
+            self._wholes[key] = self._picture.resize(size, resampling(interpolation))
+        return self._wholes[key].crop(box)
 
 
 def _grouped(pictures: Sequence[Pixels], device: torch.device) -> list[SameShape]:

@@ -275,6 +275,7 @@ def _log(
         name=model_name,
         input_example=np.zeros((2, crop.size, crop.size, 3), dtype=np.uint8),
         resize=crop.resize,
+        interpolation=crop.interpolation,
         class_names=training.identity.class_names,
         pictures=training.pictures,
         metadata=model_card(training, metrics),

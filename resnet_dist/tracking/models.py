@@ -47,6 +47,7 @@ def log_classifier(
     name: str,
     input_example: NDArray[np.uint8],
     resize: int,
+    interpolation: str = "bilinear",
     class_names: Sequence[str],
     pictures: Mapping[str, Any],
     metadata: Mapping[str, Any],
@@ -58,7 +59,8 @@ def log_classifier(
     Args:
         module: uint8 [N, H, W, 3] -> logits [N, num_classes]; a copy of it is put in evaluation mode on the CPU.
         input_example: uint8 [2, S, S, 3]; fixes S, while N stays free (with N = 1 torch.export would fix it too).
-        resize: a served picture's shorter side becomes `resize` px before its centre of S x S px is taken.
+        resize, interpolation: a served picture's shorter side becomes `resize` px by this filter before its centre of
+            S x S px is taken.
         pictures: how the data's pictures became pixels, as the conversion's settings `exif`, `background`, `max_side`.
         metadata: JSON values; `load_weights` returns them with `class_names` and `step` added.
 
@@ -74,6 +76,7 @@ def log_classifier(
         tuple(class_names),
         size=input_example.shape[1],
         resize=resize,
+        interpolation=interpolation,
         pictures=PictureSettings.from_dict(pictures),
         max_side=pictures.get("max_side"),
     )

@@ -75,6 +75,8 @@ class ServingProtocol:
     pictures: PictureSettings = field(default_factory=PictureSettings)
     max_side: int | None = None
     """The longer side to which the data's pictures were first shrunk."""
+    interpolation: str = "bilinear"
+    """Pillow's filter for resizing to `resize`: bilinear or bicubic."""
     limits: RequestLimits = RequestLimits()
 
     def to_json(self) -> str:
@@ -82,6 +84,7 @@ class ServingProtocol:
             "class_names": list(self.class_names),
             "size": self.size,
             "resize": self.resize,
+            "interpolation": self.interpolation,
             "pictures": {**self.pictures.as_dict(), "max_side": self.max_side},
             "limits": asdict(self.limits),
         }
@@ -96,6 +99,7 @@ class ServingProtocol:
             class_names=tuple(tree["class_names"]),
             size=tree["size"],
             resize=tree["resize"],
+            interpolation=tree["interpolation"],
             pictures=PictureSettings.from_dict(pictures),
             max_side=pictures.get("max_side"),
             limits=RequestLimits(**tree["limits"]),
@@ -174,13 +178,13 @@ class ServedClassifier:
 
     def _batches(self, pictures: Sequence[_Opened]) -> Iterator[NDArray[np.uint8]]:
         """What the net sees of the pictures, uint8 [N, size, size, 3]; a picture is decoded when its batch is made."""
-        size, resize = self._protocol.size, self._protocol.resize
+        size, resize, interpolation = self._protocol.size, self._protocol.resize, self._protocol.interpolation
         batch = max(1, _PIXELS_PER_FORWARD // size**2)
         for start in range(0, len(pictures), batch):
             images = []
             for row, picture in enumerate(pictures[start : start + batch], start):
                 with _named(row):
-                    images.append(center_crop(self._stored(picture), size, resize))
+                    images.append(center_crop(self._stored(picture), size, resize, interpolation))
             yield np.stack(images)
 
     def _stored(self, picture: _Opened) -> Image.Image:
@@ -252,7 +256,7 @@ def _open(value: Any) -> _Opened:
     return _Opened(levels, levels.shape[1], levels.shape[0], orientation=1)
 
 
-def center_crop(picture: Image.Image, size: int, resize: int) -> NDArray[np.uint8]:
+def center_crop(picture: Image.Image, size: int, resize: int, interpolation: str = "bilinear") -> NDArray[np.uint8]:
     """uint8 [size, size, 3]: the shorter side resized to `resize`, then the central square; as training evaluates.
 
     A window half a pixel off the middle is rounded to the even position, as in training. Only the part that is shown is
@@ -261,7 +265,7 @@ def center_crop(picture: Image.Image, size: int, resize: int) -> NDArray[np.uint
     shorter = min(picture.size)
     width, height = (resize * side // shorter for side in picture.size)
     left, top = round((width - size) / 2), round((height - size) / 2)
-    return np.array(resized_window(picture, (width, height), (left, top, size, size)))
+    return np.array(resized_window(picture, (width, height), (left, top, size, size), interpolation))
 
 
 def _rows(model_input: Any) -> list[Any]:

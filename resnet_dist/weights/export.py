@@ -114,7 +114,7 @@ def describe(
         "input": {"name": "images", "dtype": "uint8", "shape": ["N", crop.size, crop.size, 3], "colours": "RGB"},
         "decoding": _to_pixels(pictures),
         "preprocessing": [
-            f"resize so that the shorter side is {crop.resize} px (bilinear, antialiased, as Pillow does)",
+            f"resize so that the shorter side is {crop.resize} px ({crop.interpolation}, antialiased, as Pillow does)",
             f"cut out the central {crop.size} x {crop.size} px",
             "nothing else: the file subtracts the mean and divides by the standard deviation",
         ],

@@ -24,6 +24,7 @@ from data_prep.pixels import (
     picture_format,
     read_header,
     require_size,
+    resampling,
     resized_window,
     to_rgb,
 )
@@ -524,8 +525,9 @@ def test_a_window_of_a_resized_picture_is_the_resized_pictures_window(data: st.D
     pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
     picture = Image.fromarray(pixels)
     left, top, columns, rows = window
-    whole = picture.resize(resized, Image.Resampling.BILINEAR).crop((left, top, left + columns, top + rows))
-    assert np.array_equal(np.asarray(resized_window(picture, resized, window)), np.asarray(whole))
+    interpolation = data.draw(st.sampled_from(["bilinear", "bicubic"]))
+    whole = picture.resize(resized, resampling(interpolation)).crop((left, top, left + columns, top + rows))
+    assert np.array_equal(np.asarray(resized_window(picture, resized, window, interpolation)), np.asarray(whole))
 
 
 def test_a_strip_costs_no_more_than_its_window() -> None:

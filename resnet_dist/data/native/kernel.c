@@ -21,6 +21,7 @@ static const int64_t MAX_RESIZED_SIDE = INT32_MAX - MAX_SIDE;
 typedef struct {
     uint8_t *output;
     int size;
+    Filter filter;
     bool resizes;
     Resizer resizer;
     int next_row, first_column, num_columns; /* copying: where in the output the px go */
@@ -75,7 +76,7 @@ static int plan(Picture *picture, Scratch *scratch, const StoredImage *image, co
     if (picture->resizes) {
         Resizer *resizer = &picture->resizer;
         Window window = {(int)view->window_top, (int)view->window_left, picture->size, picture->size};
-        if (resizer_plan(resizer, scratch, TRIANGLE, (int)view->box_height, (int)view->box_width,
+        if (resizer_plan(resizer, scratch, picture->filter, (int)view->box_height, (int)view->box_width,
                          (int)view->resized_height, (int)view->resized_width, window, picture->mirrored))
             return NO_MEMORY;
         *region = (Region){(int)view->box_top + resizer->rows.start, (int)view->box_left + resizer->columns.start,
@@ -130,7 +131,8 @@ static int decode_one(const Batch *batch, int64_t k, uint8_t *output, Scratch *s
 {
     const StoredImage *image = &batch->stored[k];
     const View *view = &batch->views[k];
-    Picture picture = {.output = output, .size = (int)batch->size, .mirrored = view->mirrored != 0};
+    Picture picture = {.output = output, .size = (int)batch->size, .filter = batch->bicubic ? BICUBIC : BILINEAR,
+                       .mirrored = view->mirrored != 0};
     if (image->offset < 0 || image->bytes < 1 || image->bytes > batch->file_bytes ||
         image->offset > batch->file_bytes - image->bytes)
         return OUTSIDE_FILE;
@@ -157,7 +159,7 @@ static void work(void *given, int64_t k, Scratch *scratch)
 /* Tells whether library and Python sources belong together: as in data_prep/native/__init__.py. */
 int resnet_dist_interface(void)
 {
-    return 5;
+    return 6;
 }
 
 void resnet_dist_decode(Pool *pool, Batch *batch)

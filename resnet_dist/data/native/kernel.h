@@ -33,6 +33,7 @@ typedef struct {
     const Operation *operations; /* [num_images][num_operations] */
     int64_t num_operations;
     int64_t size;        /* 1 to 65535, with operations to 16384 */
+    int64_t bicubic;     /* how to resize: bicubic, else bilinear */
     int64_t own_huffman; /* whether huffman.c may take over */
     uint8_t *images;     /* [num_images][size][size][3], written; undefined where the status is not OK */
     int64_t *statuses;   /* [num_images], written */

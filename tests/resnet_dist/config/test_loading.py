@@ -28,6 +28,8 @@ schedule: {kind: cosine}
 eval: {batch_size: 250}
 """
 CROP = "data.train={kind: random_resized_crop, size: 32"
+BICUBIC = "{kind: center_crop, size: 32, resize: 32, interpolation: bicubic}"
+TRAIN = "train: {kind: pad_crop, size: 32}"
 PROFILES = Path(__file__).parents[3] / "cluster/profiles"
 PROFILE = "{workers: 2, cpus_per_worker: 1, data_root: data, storage: runs, tracking_uri: 'sqlite:///m.db'}"
 
@@ -98,6 +100,10 @@ def test_all_mistakes_are_reported_at_once(recipe_file: Path) -> None:
         ("optim.lr=[", "not valid YAML"),
         ("optim.lr=.nan", "finite"),
         ("data.eval.size=40", "must not be larger than resize (32)"),
+        (
+            f"data={{dataset: d, decoder: ffcv, mean: [0, 0, 0], std: [1, 1, 1], eval: {BICUBIC}, {TRAIN}}}",
+            "eval.interpolation: bicubic needs decoder: native",
+        ),
         ("data.dataset=../secrets", "data.dataset"),
         ("data.mean=[0.485, 0.456, 0.406]", "look like shares of 1"),
         ("data.std=[0.229, 0.224, 0.225]", "multiply them by 255"),

@@ -14,13 +14,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image
 
 import data_prep
 from data_prep import native
 from data_prep.jpeg.header import read_jpeg_header
-from resnet_dist.config.recipe import DataConfig
+from data_prep.pixels import resampling
+from resnet_dist.config.recipe import DataConfig, Interpolation
 from resnet_dist.data import native_kernel
 from resnet_dist.data.augment import OPERATION
 from resnet_dist.data.crops import VIEW
@@ -99,6 +102,7 @@ def decode(
     *,
     mirrored: bool = False,
     mode: int | None = None,
+    interpolation: Interpolation = "bilinear",
 ) -> tuple[Pixels, list[int]]:
     """One stored image under many views, in one call."""
     file = np.frombuffer(bytes(image), np.uint8)
@@ -107,17 +111,18 @@ def decode(
     images = np.empty((len(views), size, size, 3), np.uint8)
     operations = np.zeros((len(views), 0), OPERATION)
     shown = np.array([(*view, mirrored) for view in views], VIEW)
-    return images, NativeKernel().decode(file, stored, shown, operations, images).tolist()
+    return images, NativeKernel(interpolation=interpolation).decode(file, stored, shown, operations, images).tolist()
 
 
 def whole(image: bytes) -> Pixels:
     return np.asarray(Image.open(io.BytesIO(image)).convert("RGB"))
 
 
-def resized(pixels: Pixels, height: int, width: int) -> Pixels:
+def resized(pixels: Pixels, height: int, width: int, interpolation: Interpolation = "bilinear") -> Pixels:
+    """By Pillow, columns first."""
     image = Image.fromarray(pixels)
-    image = image.resize((width, image.height), Image.Resampling.BILINEAR)
-    return np.asarray(image.resize((width, height), Image.Resampling.BILINEAR))
+    image = image.resize((width, image.height), resampling(interpolation))
+    return np.asarray(image.resize((width, height), resampling(interpolation)))
 
 
 def test_a_part_equals_that_part_of_the_full_image(picture: Pixels, to_jpeg: ToJpeg) -> None:
@@ -157,6 +162,26 @@ def test_a_resized_box_is_pillows(stored: str, size: int, picture: Pixels) -> No
         assert np.array_equal(ours[k], resized(box, size, size)), views[k]
         close = np.asarray(Image.fromarray(box).resize((size, size), Image.Resampling.BILINEAR))
         assert np.abs(ours[k].astype(int) - close).max() <= 1
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.data())
+def test_bicubic_is_pillows(data: st.DataObject) -> None:
+    """Noise of black and white makes it overshoot on both sides; reduced and enlarged by different factors."""
+    sides = st.integers(1, 12) | st.integers(1, 400)
+    height, width, seed = data.draw(sides), data.draw(sides), data.draw(st.integers(0, 9))
+    size = data.draw(st.integers(1, 64))
+    resized_height, resized_width = (size + data.draw(st.integers(0, 500)) for _ in range(2))
+    top, left = (data.draw(st.integers(0, side - size)) for side in (resized_height, resized_width))
+    rng = np.random.default_rng(seed)
+    pixels = rng.integers(0, 256, (height, width, 3), dtype=np.uint8)
+    if seed % 2:
+        pixels = np.where(pixels < 128, 0, 255).astype(np.uint8)
+    view = (0, 0, height, width, resized_height, resized_width, top, left)
+    (ours,), statuses = decode(pixels, (height, width), [view], size, interpolation="bicubic")
+    assert statuses == [Status.OK]
+    shown = resized(pixels, resized_height, resized_width, "bicubic")[top : top + size, left : left + size]
+    assert np.array_equal(ours, shown)
 
 
 def test_a_window_is_that_part_of_the_resized_image(picture: Pixels) -> None:

@@ -19,7 +19,7 @@ from torchvision.transforms import v2
 
 from data_prep.beton.manifest import load_manifest
 from resnet_dist.config.loading import load_recipe
-from resnet_dist.config.recipe import CenterCrop
+from resnet_dist.config.recipe import CenterCrop, Interpolation
 from resnet_dist.data.decoder import ImageSettings
 from resnet_dist.data.loader import BetonLoader
 from resnet_dist.errors import Fault, UserError
@@ -148,19 +148,20 @@ def test_equal_to_a_straightforward_reference(
 
 def test_members_of_an_ensemble_see_crops_of_their_own(pictures: Any) -> None:
     nets = [torchvision_net(seed) for seed in (1, 2)]
-    own = [[], ["data.eval.size=96", "data.eval.resize=96"]]
+    own = [[], ["data.eval.size=96", "data.eval.resize=96", "data.eval.interpolation=bicubic"]]
     models = [trained(net, "resnet18", *sets) for net, sets in zip(nets, own, strict=True)]
     alone = [probabilities([model], pictures.beton, Protocol("flip")) for model in models]
     both = probabilities(models, pictures.beton, Protocol("flip"))
     torch.testing.assert_close(both, (alone[0] + alone[1]) / 2, rtol=0, atol=2e-6)
 
 
-def test_pictures_read_by_pillow_are_the_loaders_pixel_by_pixel(pictures: Any) -> None:
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+def test_pictures_read_by_pillow_are_the_loaders_pixel_by_pixel(pictures: Any, interpolation: Interpolation) -> None:
     manifest = load_manifest(pictures.beton)
     ids = np.arange(manifest.num_samples)
-    crop = CenterCrop(kind="center_crop", size=SIZE, resize=RESIZE)
+    crop = CenterCrop(kind="center_crop", size=SIZE, resize=RESIZE, interpolation=interpolation)
     crops = BetonLoader(pictures.beton, ImageSettings(crop), batch_size=4)
-    view = View(RESIZE, "centre", SIZE)
+    view = View(RESIZE, "centre", SIZE, interpolation)
     views = ViewLoader(pictures.beton, [view], batch_size=4, num_threads=2, device=CPU)
     for ours, theirs in zip(crops.epoch(0, ids), views.batches(ids), strict=True):
         (group,) = theirs.images[view]

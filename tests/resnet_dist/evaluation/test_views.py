@@ -11,6 +11,8 @@ import torch
 from PIL import Image
 
 from data_prep.converter.verify import verify
+from data_prep.pixels import resampling
+from resnet_dist.config.recipe import Interpolation
 from resnet_dist.errors import Fault
 from resnet_dist.evaluation.views import Resized, ViewLoader
 from tests.resnet_dist.data.conftest import jpeg, photograph, write
@@ -55,16 +57,17 @@ def write_file(path: Path, data: bytes) -> Path:
     return path
 
 
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
 @pytest.mark.parametrize("sides", [(2, 700), (700, 2), (80, 60)])
-def test_a_part_equals_that_part_of_the_resized_image(sides: tuple[int, int]) -> None:
+def test_a_part_equals_that_part_of_the_resized_image(sides: tuple[int, int], interpolation: Interpolation) -> None:
     """The first two would have 23 million px."""
     picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (*sides, 3), dtype=np.uint8))
     resized = Resized(picture)
     width, height = resized.size(256)
-    whole = picture.resize((width, height), Image.Resampling.BILINEAR)
+    whole = picture.resize((width, height), resampling(interpolation))
     for left, top in ((0, 0), (width - 224, height - 224), ((width - 224) // 2, (height - 224) // 2)):
         box = (left, top, left + 224, top + 224)
-        assert resized.part(256, box).tobytes() == whole.crop(box).tobytes()
+        assert resized.part(256, box, interpolation).tobytes() == whole.crop(box).tobytes()
 
 
 def test_the_most_elongated_picture_is_resized_where_it_is_looked_at() -> None:

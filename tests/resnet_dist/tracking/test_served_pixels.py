@@ -23,7 +23,7 @@ from data_prep.converter.settings import ConvertSettings
 from data_prep.pixels import PictureSettings
 from data_prep.sources.image_folder import ImageFolder
 from data_prep.sources.splits import requested_split
-from resnet_dist.config.recipe import CenterCrop
+from resnet_dist.config.recipe import CenterCrop, Interpolation
 from resnet_dist.data.checks import picture_settings
 from resnet_dist.data.decoder import ImageSettings
 from resnet_dist.data.loader import BetonLoader
@@ -112,13 +112,14 @@ def converted(folder: Path, **settings: Any) -> tuple[Path, Manifest]:
     return beton, load_manifest(beton)
 
 
-def served_by(folder: Path, pictures: Mapping[str, Any]) -> PyFuncModel:
+def served_by(folder: Path, pictures: Mapping[str, Any], interpolation: Interpolation) -> PyFuncModel:
     """A logged model of that data, through its files, as `mlflow models serve` loads it."""
     example = np.zeros((2, SIZE, SIZE, 3), dtype=np.uint8)
     names = tuple(map(str, range(3 * SIZE**2 + 1)))
     settings = PictureSettings.from_dict(pictures)
     write_model(Echo(), folder, example, {})
-    make_servable(folder, example[0], ServingProtocol(names, SIZE, RESIZE, settings, pictures["max_side"]))
+    protocol = ServingProtocol(names, SIZE, RESIZE, settings, pictures["max_side"], interpolation)
+    make_servable(folder, example[0], protocol)
     return mlflow.pyfunc.load_model(str(folder))
 
 
@@ -139,17 +140,20 @@ def pixels_of(answers: Any) -> np.ndarray:
     ],
     ids=lambda settings: "-".join(settings) or "default",
 )
-def test_a_served_picture_is_the_one_that_training_and_evaluation_see(tmp_path: Path, settings: Any) -> None:
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+def test_a_served_picture_is_the_one_that_training_and_evaluation_see(
+    tmp_path: Path, settings: Any, interpolation: Interpolation
+) -> None:
     beton, manifest = converted(tmp_path, **settings)
     assert manifest.num_samples == len(FILES)
-    served = served_by(tmp_path / "model", picture_settings(manifest))
+    served = served_by(tmp_path / "model", picture_settings(manifest), interpolation)
     shown = pixels_of(served.predict({"image": list(FILES.values())}))
 
     ids = np.arange(manifest.num_samples)
     reader = ViewLoader(beton, [], batch_size=1, num_threads=1, device=torch.device("cpu"))
-    evaluated = [center_crop(reader.picture(k), SIZE, RESIZE) for k in ids.tolist()]
+    evaluated = [center_crop(reader.picture(k), SIZE, RESIZE, interpolation) for k in ids.tolist()]
     reader.close()
-    crop = CenterCrop(kind="center_crop", size=SIZE, resize=RESIZE)
+    crop = CenterCrop(kind="center_crop", size=SIZE, resize=RESIZE, interpolation=interpolation)
     loader = BetonLoader(beton, ImageSettings(crop), batch_size=len(ids))
     (batch,) = loader.epoch(0, ids)
     trained = batch.images.numpy().copy()
