@@ -100,8 +100,8 @@ static int64_t decode(Pool *pool, const uint8_t *data, int64_t bytes, int64_t mo
         stored[k] = (StoredImage){offset, bytes, height, width, mode};
         statuses[k] = -1;
     }
-    Batch batch = {file, bytes, num, stored, views, operations, num_operations, size, below(8) > 0, images, statuses,
-                   below(2) ? message : NULL};
+    Batch batch = {file, bytes, num, stored, views, operations, num_operations, size, below(2), below(8) > 0, images,
+                   statuses, below(2) ? message : NULL};
     resnet_dist_decode(pool, &batch);
     uint64_t sum = 0; /* every px of a good image was written: MemorySanitizer and valgrind look at this */
     for (int64_t k = 0; k < num; k++) {
