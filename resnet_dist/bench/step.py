@@ -257,7 +257,7 @@ def bare_loop(
     """
     device, precision = batches[0].images.device, Precision(config.train.precision)
     model = build_classifier(config).to(device, precision.weights)
-    optimizer, scaler = build_optimizer(model, config.optim), precision.scaler(device)
+    optimizer, scaler = build_optimizer(model.net, config.optim), precision.scaler(device)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, settings.steps * (settings.rounds + 1))
     ddp: nn.Module = compile_model(model) if config.train.compile else model
     no_sync: Callable[[], AbstractContextManager[None]] = nullcontext

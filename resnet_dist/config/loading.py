@@ -107,6 +107,8 @@ def unknown_recipe_key(path: str) -> str | None:
             near = difflib.get_close_matches(key, valid, n=1)
             hint = f"did you mean {'.'.join([*keys[:depth], near[0]])}? " if near else ""
             return f"{path}: not a key of a recipe; {hint}valid keys at {where}: {', '.join(valid) or 'none'}"
+        if any(get_origin(field.annotation) is dict for field in fields):
+            return None  # what follows is a name that the user chose, such as that of a stage
         sections = tuple(model for field in fields for model in _models_of(field.annotation))
     return None
 

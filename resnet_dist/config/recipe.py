@@ -462,6 +462,9 @@ class TrainConfig(Section):
     bn_statistics_steps: PositiveInt | None = None
     """After the last step batch norm's running statistics become the plain average over the micro-batches of this many
     further steps, an epoch's at most (He et al. 2015, their released models); null: they stay a moving average."""
+    freeze_bn_statistics: bool = False
+    """Every batch norm normalises with its running statistics, which stay as they are, in training too; its weight and
+    bias are trained. For weights that were trained before (`optim.freeze` does so for the stages that it names)."""
     channels_last: bool = True
     cpu_threads: PositiveInt = 1
     """Intra-op threads on CPUs. A CPU kernel's sums depend on it, so it belongs to the mathematics."""
@@ -478,6 +481,12 @@ class TrainConfig(Section):
             raise ValueError(
                 "gradient_compression: powersgd carries errors over to later steps, infinities too: set precision: bf16"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _statistics_move(self) -> TrainConfig:
+        if self.freeze_bn_statistics and self.bn_statistics_steps:
+            raise ValueError("freeze_bn_statistics and bn_statistics_steps exclude each other: leave one of them out")
         return self
 
     @model_validator(mode="after")
@@ -509,6 +518,23 @@ class OptimConfig(Section):
     clip_grad_norm: PositiveFloat | None = None
     """A gradient whose norm over all parameters is larger is scaled down to this; null: no clipping. The "ResNet
     strikes back" recipes clip at 1 (timm's LAMB does so by default; here only this key does)."""
+    freeze: tuple[str, ...] = ()
+    """Stages that stay as they are, `[stem, layer1]`: their weights have no gradient, weight decay or momentum, and
+    their batch norm, drop-path and dropout behave as in evaluation. If they are a net's first stages, their backward
+    pass is saved too. The stages are `stem`, `layer1` .., `head` (`models/stages.py`; VGG has no stem)."""
+    lr_factors: dict[str, PositiveFloat] = Field(default_factory=dict)
+    """Factors on the learning rate by stage, `{layer1: 0.1, head: 10}`; a stage that is not named has factor 1."""
+    layer_decay: PositiveShare = 1.0
+    """Layer-wise decay of the learning rate (Bao et al. 2021, "BEiT"; timm's `layer_decay`, here by stage): of a net's
+    stages 0 .. n, the head last, stage i has `layer_decay ** (n - i)` times the rate; `lr_factors` come on top."""
+
+    @model_validator(mode="after")
+    def _frozen_stages_have_no_rate(self) -> OptimConfig:
+        if rates := sorted(self.lr_factors.keys() & set(self.freeze)):
+            raise ValueError(f"lr_factors names {', '.join(rates)}, which freeze keeps as it is: leave one of them out")
+        if len(set(self.freeze)) < len(self.freeze):
+            raise ValueError(f"freeze names a stage twice: {', '.join(self.freeze)}")
+        return self
 
     @model_validator(mode="after")
     def _nesterov_has_momentum(self) -> OptimConfig:
@@ -604,6 +630,10 @@ RECORDED_DEFAULTS: Mapping[str, Any] = {
     "data.eval.interpolation": "bilinear",
     "model.groups": 1,
     "model.base_width": 64,
+    "optim.freeze": [],
+    "optim.lr_factors": {},
+    "optim.layer_decay": 1.0,
+    "train.freeze_bn_statistics": False,
 }
 """Keys that were added after recipes were first hashed, see `without_recorded_defaults`."""
 _DECIDES_NO_NUMBER = ("data.allow_overlap",)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -30,6 +30,11 @@ class BatchNorm2d(nn.BatchNorm2d):
     num_groups = 1
     counts = True
     """Whether a forward pass adds one to `num_batches_tracked`, as torch's does."""
+    is_frozen = False
+    """Whether the norm stays in evaluation mode, whatever the mode of the net."""
+
+    def train(self, mode: bool = True) -> Self:
+        return super().train(mode and not self.is_frozen)
 
     def forward(self, x: Tensor) -> Tensor:
         """[num_groups * N, C, H, W] -> the same shape and type."""
@@ -113,6 +118,12 @@ class _Grouped(torch.autograd.Function):
         return torch.cat(x_grads), weight_grad, bias_grad, None, None, None, None, None
 
 
+def moving_norms(model: nn.Module) -> list[_BatchNorm]:
+    """The model's batch norms whose running statistics training moves: all that are not frozen."""
+    norms = [module for module in model.modules() if isinstance(module, _BatchNorm)]
+    return [norm for norm in norms if not getattr(norm, "is_frozen", False)]
+
+
 class BatchNormStatistics:
     """The running statistics of a model's batch norms.
 
@@ -124,7 +135,7 @@ class BatchNormStatistics:
 
     def __init__(self, model: nn.Module) -> None:
         """From now on, the model's norms leave `num_batches_tracked` to `count`."""
-        self._norms = [norm for norm in model.modules() if isinstance(norm, _BatchNorm) and norm.track_running_stats]
+        self._norms = [norm for norm in moving_norms(model) if norm.track_running_stats]
         for norm in self._norms:
             norm.counts = False  # type: ignore[assignment]
             norm.num_groups = 1  # type: ignore[assignment]  # of its own, or a compiled net would see it appear later

@@ -7,6 +7,8 @@ Integer arithmetic only: the same bits on CPU and GPU.
 
 from __future__ import annotations
 
+from typing import Self
+
 import torch
 from torch import Tensor, nn
 
@@ -37,11 +39,16 @@ class KeyedModule(nn.Module):
 
     keys: Tensor
     """int64 [k], one for each of the k micro-batches that the layer's input consists of."""
+    is_frozen = False
+    """Whether the layer stays in evaluation mode, whatever the mode of the net."""
 
     def __init__(self, rate: float) -> None:
         super().__init__()
         self.rate = rate
         self.register_buffer("keys", torch.zeros(1, dtype=torch.int64), persistent=False)
+
+    def train(self, mode: bool = True) -> Self:
+        return super().train(mode and not self.is_frozen)
 
     def extra_repr(self) -> str:
         return f"rate={self.rate:g}"

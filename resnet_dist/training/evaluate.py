@@ -19,7 +19,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from resnet_dist.data.batch import Batch
 from resnet_dist.data.order import eval_batches
 from resnet_dist.errors import Fault
-from resnet_dist.models.batch_norm import BatchNormStatistics
+from resnet_dist.models.batch_norm import BatchNormStatistics, moving_norms
 from resnet_dist.training.collectives import sum_over_workers
 from resnet_dist.training.model import Precision
 
@@ -256,7 +256,8 @@ def average_statistics(
     """Replaces batch norm's running statistics by plain averages over the micro-batches of `steps`, as He et al. did
     for the models that they released. All workers call it together.
     """
-    norms = [module for module in model.modules() if isinstance(module, _BatchNorm)]
+    if not (norms := moving_norms(model)):
+        return
     momenta = [norm.momentum for norm in norms]
     statistics = [_buffer(norm, name) for norm in norms for name in ("running_mean", "running_var")]
     BatchNormStatistics(model)  # these passes do not count

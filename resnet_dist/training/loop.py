@@ -93,7 +93,7 @@ class Trainer:
         )
         self.state = TrainState(
             classifier.net,
-            build_optimizer(classifier, recipe.optim),
+            build_optimizer(classifier.net, recipe.optim),
             average=average,
             scaler=precision.scaler(ctx.device),
             gradient_memory=reduction if isinstance(reduction, PowerSgdReduction) else None,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,13 +16,16 @@ from torch.utils.checkpoint import checkpoint
 
 from resnet_dist.config.recipe import OptimConfig, Recipe, TrainConfig
 from resnet_dist.errors import Fault, UserError
-from resnet_dist.models import build_model
-from resnet_dist.models.batch_norm import BatchNormStatistics
+from resnet_dist.models import build_model, stage_of, stages_of
+from resnet_dist.models.batch_norm import BatchNorm2d, BatchNormStatistics
 from resnet_dist.models.classifier import ImageClassifier
+from resnet_dist.models.keyed_noise import KeyedModule
 from resnet_dist.models.resnet import ResidualBlock
 
 _RECOMPILE_LIMIT = 64
 _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
+LR_FACTOR = "lr_factor"
+"""Key of an optimizer's group: what the schedule's learning rate is multiplied by. Missing: 1."""
 DECAYED_MODULES = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
 
 
@@ -51,9 +54,37 @@ def compile_cache(folder: Path) -> Iterator[None]:
 
 
 def build_classifier(recipe: Recipe) -> ImageClassifier:
-    """The recipe's network with its first weights, a function of `recipe.seed` alone."""
+    """The recipe's network with its first weights, a function of `recipe.seed` alone, and frozen where the recipe says.
+
+    Raises UserError on a net, an option of it or a stage that does not exist.
+    """
     torch.manual_seed(recipe.seed)
-    return classifier_around(build_model(**recipe.model.build_options()), recipe)
+    net = build_model(**recipe.model.build_options())
+    freeze(net, recipe)
+    return classifier_around(net, recipe)
+
+
+def freeze(net: nn.Module, recipe: Recipe) -> None:
+    """Freezes stages and batch norms as the recipe says, `optim.freeze` and `train.freeze_bn_statistics`, for good.
+
+    Raises UserError if the net lacks a stage that the recipe names, or if nothing were left to train.
+    """
+    optim, stages, name = recipe.optim, stages_of(net), recipe.model.name
+    for key, named in (("freeze", optim.freeze), ("lr_factors", optim.lr_factors)):
+        if unknown := [stage for stage in named if stage not in stages]:
+            raise UserError(
+                f"optim.{key}: {name} has no stage {', '.join(unknown)}; its stages are {', '.join(stages)}"
+            )
+    if set(optim.freeze) == set(stages):
+        raise UserError(f"optim.freeze names all stages of {name}, so nothing is trained; leave out head at least")
+    for key, parameter in net.named_parameters():
+        parameter.requires_grad_(stage_of(net, key) not in optim.freeze)
+    for key, module in net.named_modules():
+        if isinstance(module, BatchNorm2d | KeyedModule):
+            of_frozen_stage = stage_of(net, key) in optim.freeze
+            all_norms = recipe.train.freeze_bn_statistics and isinstance(module, BatchNorm2d)
+            module.is_frozen = of_frozen_stage or all_norms
+            module.train(net.training)
 
 
 def classifier_around(net: nn.Module, recipe: Recipe) -> ImageClassifier:
@@ -153,34 +184,52 @@ def _recompute(block: ResidualBlock) -> None:
     block.forward = recomputed
 
 
-def parameter_groups(
-    model: nn.Module, weight_decay: float, decay: Literal["weights", "all"] = "weights"
-) -> list[dict[str, Any]]:
-    """Two groups: the weights of convolutions and linear layers, with weight decay; biases and batch norms, without it
-    or (`all`) with it.
+def lr_factors(stages: Sequence[str], config: OptimConfig) -> dict[str, float]:
+    """By stage, of a net with these stages: `layer_decay ** (n - i)` for stage i of 0 .. n, times its factor.
 
-    In the order of `model.modules()`, so optimizer states are interchangeable between processes.
+    >>> config = OptimConfig(name="sgd", lr=0.1, weight_decay=0, layer_decay=0.5, lr_factors={"head": 10})
+    >>> lr_factors(["stem", "layer1", "head"], config)
+    {'stem': 0.25, 'layer1': 0.5, 'head': 10.0}
     """
-    decayed: list[nn.Parameter] = []
-    undecayed: list[nn.Parameter] = []
-    for module in model.modules():
+    last = len(stages) - 1
+    return {
+        stage: config.layer_decay ** (last - i) * config.lr_factors.get(stage, 1.0) for i, stage in enumerate(stages)
+    }
+
+
+def parameter_groups(net: nn.Module, config: OptimConfig) -> list[dict[str, Any]]:
+    """What is trained, in two groups: the weights of convolutions and linear layers, with weight decay; biases and
+    batch norms, without it or (`decay: all`) with it. Where stages have different learning rates, two groups for each.
+
+    In the order of `net.modules()`, so optimizer states are interchangeable between processes.
+    """
+    by_stage = lr_factors(stages_of(net), config) if config.lr_factors or config.layer_decay < 1 else {}
+    groups: dict[float, tuple[list[nn.Parameter], list[nn.Parameter]]] = {} if by_stage else {1.0: ([], [])}
+    for module_name, module in net.named_modules():
         for name, parameter in module.named_parameters(recurse=False):
-            # By the type of the module, because names mislead: `downsample.1` is a norm.
-            is_weight = name == "weight" and isinstance(module, DECAYED_MODULES)
-            (decayed if is_weight else undecayed).append(parameter)
+            if parameter.requires_grad:
+                factor = by_stage[stage_of(net, f"{module_name}.{name}")] if by_stage else 1.0
+                decayed, undecayed = groups.setdefault(factor, ([], []))
+                # By the type of the module, because names mislead: `downsample.1` is a norm.
+                is_weight = name == "weight" and isinstance(module, DECAYED_MODULES)
+                (decayed if is_weight else undecayed).append(parameter)
     return [
-        {"params": decayed, "weight_decay": weight_decay},
-        {"params": undecayed, "weight_decay": weight_decay if decay == "all" else 0.0},
+        {"params": parameters, "weight_decay": weight_decay} | ({LR_FACTOR: factor} if by_stage else {})
+        for factor, pair in groups.items()
+        for parameters, weight_decay in zip(
+            pair, (config.weight_decay, config.weight_decay if config.decay == "all" else 0.0), strict=True
+        )
     ]
 
 
-def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
+def build_optimizer(net: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
     """SGD as torch defines it: v = momentum * v + g, w = w - lr * v, with weight decay added to g (coupled L2); or
     timm's LAMB. Gradients are clipped before either (`step.py`), so LAMB's own clipping is off.
 
-    The learning rate is `config.lr` until the first step writes its own (`schedule.lr_at`) into the groups.
+    The learning rate is `config.lr` until the first step writes its own (`schedule.lr_at`) into the groups, times the
+    factor of the group.
     """
-    groups = parameter_groups(model, config.weight_decay, config.decay)
+    groups = parameter_groups(net, config)
     if config.name == "lamb":
         from timm.optim.lamb import Lamb  # here, because timm takes seconds to import
 

@@ -21,7 +21,7 @@ from resnet_dist.models.batch_norm import BatchNormStatistics
 from resnet_dist.models.keyed_noise import LaunchNoise
 from resnet_dist.training.curves import MetricAccumulator
 from resnet_dist.training.launches import Launches, cut, launch_numbers, merged_on_cpu
-from resnet_dist.training.model import Precision
+from resnet_dist.training.model import LR_FACTOR, Precision
 from resnet_dist.training.reduce import FastReduction, Reduction
 from resnet_dist.training.state import TrainState
 
@@ -202,7 +202,8 @@ def update_weights(state: TrainState, lr: float, *, clip_grad_norm: float | None
     if norm is not None and clip_grad_norm:
         clip_grads_with_norm_(parameters, clip_grad_norm, norm)
     for group in state.optimizer.param_groups:
-        group["lr"] = lr  # a function of the step, so no scheduler carries state
+        # A function of the step, so no scheduler carries state
+        group["lr"] = lr * group.get(LR_FACTOR, 1.0)
     state.scaler.step(state.optimizer)
     state.scaler.update()
     return norm if measure_norm else None

@@ -116,7 +116,7 @@ def snapshot(device: torch.device, small: bool) -> Result:
     counters."""
     config = recipe(Settings("resnet8" if small else "resnet152", 32 if small else 224, 1, 1, 1, 1))
     model = build_classifier(config).to(device)
-    state = TrainState(model.net, build_optimizer(model, config.optim))
+    state = TrainState(model.net, build_optimizer(model.net, config.optim))
     for parameter in state.parameters:
         parameter.grad = torch.zeros_like(parameter)
     state.optimizer.step()

@@ -295,11 +295,11 @@ def optimizers(device: torch.device, small: bool) -> Result:
         return torch.optim.SGD(model.parameters(), lr=1e-6, momentum=0.9, weight_decay=1e-4, **kernel)
 
     arms: dict[str, tuple[Callable[[], torch.optim.Optimizer], Sequence[torch.Tensor]]] = {
-        "ours": (lambda: build_optimizer(model, config.optim), nhwc),
+        "ours": (lambda: build_optimizer(model.net, config.optim), nhwc),
         "SGD foreach": (lambda: sgd(foreach=True), nhwc),
         "SGD foreach, NCHW gradients": (lambda: sgd(foreach=True), nchw),  # which the fused one refuses
         "SGD fused": (lambda: sgd(fused=True), nhwc),
-        "LAMB": (lambda: build_optimizer(model, config.optim.model_copy(update={"name": "lamb"})), nhwc),
+        "LAMB": (lambda: build_optimizer(model.net, config.optim.model_copy(update={"name": "lamb"})), nhwc),
     }
     found: dict[str, float | str] = {}
     for name, (build, gradients) in arms.items():

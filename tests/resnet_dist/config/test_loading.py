@@ -78,7 +78,7 @@ def test_all_mistakes_are_reported_at_once(recipe_file: Path) -> None:
     [
         (
             "optim.lrr=1",
-            "recipe.yaml: optim.lrr: unknown key; did you mean lr? valid keys here: clip_grad_norm, decay, lr,",
+            "recipe.yaml: optim.lrr: unknown key; did you mean lr? valid keys here: clip_grad_norm, decay, freeze,",
         ),
         (
             "data.train.padd=1",

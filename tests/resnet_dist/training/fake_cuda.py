@@ -127,7 +127,7 @@ def on_fake_cuda(recipe: Recipe) -> ImageClassifier:
     for module in classifier.modules():  # not `.to(device)`, which fake tensors do not allow
         for name, parameter in module._parameters.items():
             if parameter is not None:
-                module._parameters[name] = torch.nn.Parameter(fake(parameter))
+                module._parameters[name] = torch.nn.Parameter(fake(parameter), parameter.requires_grad)
         for name, buffer in module._buffers.items():
             if buffer is not None:
                 module._buffers[name] = fake(buffer)

@@ -58,6 +58,12 @@ RECIPES: dict[str, dict[str, Any]] = {
     "bf16 gradients": {"train": {"gradient_compression": "bf16"}},
     "powersgd": {"train": {"gradient_compression": "powersgd"}},
     "eight micro-batches": {"train": {"micro_batch_size": 3}},
+    "fine-tuning": {
+        "optim": {"freeze": ["stem", "layer1"], "lr_factors": {"layer2": 0.5}, "layer_decay": 0.8},
+        "train": {"ema": {"decay": 0.8}},
+        "model": {"drop_path": 0.1, "dropout": 0.1},
+    },
+    "frozen statistics": {"train": {"freeze_bn_statistics": True}},
 }
 """Of six micro-batches a step, if the name does not say otherwise."""
 

@@ -17,7 +17,7 @@ from resnet_dist.config.loading import load_profile
 from resnet_dist.config.recipe import OptimConfig, Recipe
 from resnet_dist.errors import UserError
 from resnet_dist.launch.preflight import require_compatible
-from resnet_dist.models import ImageClassifier, build_model
+from resnet_dist.models import build_model
 from resnet_dist.training.loop import Trainer
 from resnet_dist.training.model import (
     build_classifier,
@@ -76,23 +76,26 @@ def test_weights_of_convolutions_and_linear_layers_decay(
 ) -> None:
     with torch.device("meta"):
         net = build_model(name, 10, shortcut=shortcut)
-    decayed, undecayed = parameter_groups(net, 1e-4)
+    config = OptimConfig(name="sgd", lr=0.1, weight_decay=1e-4)
+    decayed, undecayed = parameter_groups(net, config)
     assert (len(decayed["params"]), decayed["weight_decay"]) == (num_decayed, 1e-4)
     assert (len(undecayed["params"]), undecayed["weight_decay"]) == (num_undecayed, 0.0)
     assert {id(p) for p in decayed["params"] + undecayed["params"]} == {id(p) for p in net.parameters()}
     assert all(p.ndim in (2, 4) for p in decayed["params"])
     assert all(p.ndim == 1 for p in undecayed["params"])  # biases and norms
-    assert [group["weight_decay"] for group in parameter_groups(net, 1e-4, "all")] == [1e-4, 1e-4]
+    decay_all = config.model_copy(update={"decay": "all"})
+    assert [group["weight_decay"] for group in parameter_groups(net, decay_all)] == [1e-4, 1e-4]
 
 
-def test_the_order_does_not_depend_on_the_wrapper_or_the_process() -> None:
+def test_the_order_of_parameters() -> None:
+    """Never change it: checkpoints of all versions have the optimizer's state in this order."""
+
     def names(model: nn.Module) -> list[str]:
-        name_of = {id(p): name.removeprefix("net.") for name, p in model.named_parameters()}
-        return [name_of[id(p)] for group in parameter_groups(model, 0.1) for p in group["params"]]
+        name_of = {id(p): name for name, p in model.named_parameters()}
+        config = OptimConfig(name="sgd", lr=0.1, weight_decay=0.1)
+        return [name_of[id(p)] for group in parameter_groups(model, config) for p in group["params"]]
 
-    net, other = (build_model("resnet20", 10, shortcut="B") for _ in range(2))
-    wrapped = ImageClassifier(other, mean=(0,) * 3, std=(1,) * 3, channels_last=True)
-    assert names(net) == names(wrapped)
+    net = build_model("resnet20", 10, shortcut="B")
     assert names(net)[:3] == ["conv1.weight", "layer1.0.conv1.weight", "layer1.0.conv2.weight"]
     assert names(net)[22:25] == ["bn1.weight", "bn1.bias", "layer1.0.bn1.weight"]
 
