@@ -174,6 +174,7 @@ WALLS = {
         "resnet_dist.storage",
         "resnet_dist.training",
         "resnet_dist.tracking",
+        "resnet_dist.weights",
         "data_prep.runtime",
         "data_prep.beton",
         "data_prep.pixels",

@@ -11,7 +11,7 @@ import typer
 from resnet_dist.cli.options import AsJson, ProfileFile, ProfileSets, RecipeFile, Sets, load_profile_file
 from resnet_dist.config.loading import load_recipe
 from resnet_dist.config.run_name import default_run_name
-from resnet_dist.errors import Fault
+from resnet_dist.errors import Fault, UserError
 
 
 def train(
@@ -23,6 +23,14 @@ def train(
         str | None,
         typer.Option(help="Name of the run; the same name resumes the same run.  [default: RECIPE-HASH]"),
     ] = None,
+    fork: Annotated[
+        str | None,
+        typer.Option(
+            metavar="RUN[@EPOCH]",
+            help="Continue this run's checkpoint as a new run: more epochs, another schedule. The recipe says how; "
+            "needs a --name.",
+        ),
+    ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Check everything, print what would run, start nothing.")
     ] = False,
@@ -33,6 +41,10 @@ def train(
     Example: resnet-dist train resnet_dist/recipes/digits_resnet20.yaml --on cluster/profiles/laptop.yaml
     """
     profile = load_profile_file(on, profile_set)
+    if fork is not None:
+        if name is None:
+            raise UserError("--fork: the new run needs a --name of its own")
+        set_ = [f"fork={json.dumps({'checkpoint': fork})}", *set_]
     loaded = load_recipe(recipe, set_)
     run_name = name or default_run_name(recipe, loaded)
     if dry_run:

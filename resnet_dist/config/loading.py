@@ -231,7 +231,9 @@ def _cut(text: str) -> str:
 def _set(tree: dict[str, Any], keys: Sequence[str], value: Any) -> None:
     node = tree
     for depth, key in enumerate(keys[:-1]):
-        node = node.setdefault(key, {})
+        if node.get(key) is None:  # absent, or a section that is off
+            node[key] = {}
+        node = node[key]
         if not isinstance(node, dict):
             raise ValueError(f"{'.'.join(keys[: depth + 1])} is a value, not a section")
     node[keys[-1]] = value

@@ -46,6 +46,22 @@ ActivationOrder = Literal["original", "bn_after_addition", "relu_before_addition
 
 # ---- model -----------------------------------------------------------------------------------------------------------
 
+Digest = Annotated[str, Field(pattern=r"^([a-z0-9_]+:)?[0-9a-f]{16,128}$")]
+
+
+class InitConfig(Section):
+    """Weights that the run starts from, instead of random ones; batch norm's statistics too."""
+
+    weights: Annotated[str, Field(min_length=1)]
+    """torchvision:resnet50.IMAGENET1K_V2, timm:resnet50.a1_in1k, a file (.pth, .pt, .safetensors), a run, a checkpoint,
+    or models:/NAME/1. Of a run with a moving average, the average. It may move: `digest` says which weights these
+    are."""
+    head: Literal["keep", "new"] | None = None
+    """The classifier. new: it starts at random, from the seed; null: new if the classes differ, in number or, where the
+    source knows them, in names."""
+    digest: Digest | None = None
+    """Digest of the tensors; null: of those found at the start. Other weights are refused."""
+
 
 class ModelConfig(Section):
     name: str
@@ -92,10 +108,12 @@ class ModelConfig(Section):
     """Factor on the residual function's output."""
     shortcut_dropout: Rate = 0.0
     """Dropout on the shortcut (He et al. 2016, table 1: 0.5, which fails)."""
+    init: InitConfig | None = None
+    """null: random weights, from the seed."""
 
     def build_options(self) -> dict[str, Any]:
         """The arguments of `models.build_model`."""
-        return self.model_dump()
+        return self.model_dump(exclude={"init"})
 
 
 # ---- data.train.augment ----------------------------------------------------------------------------------------------
@@ -608,6 +626,24 @@ class EvalConfig(Section):
     """Evaluate after every this many epochs, and always after the last step."""
 
 
+# ---- fork ------------------------------------------------------------------------------------------------------------
+
+
+class ForkConfig(Section):
+    """The checkpoint of another run that this run continues, optimizer state and steps done included."""
+
+    checkpoint: Annotated[str, Field(min_length=1)]
+    """A run, as path, URL or name beside this one, with `@EPOCH` for another checkpoint than its newest; or a
+    checkpoint. It may move: `digest` says which one it is."""
+    schedule: Literal["whole", "rest"] = "whole"
+    """whole: the schedule runs over `train.total_epochs` from the parent's start, so the rate continues where such a
+    run would be. rest: it begins at the fork, warm-up included, and runs over the epochs that are left."""
+    digest: Digest | None = None
+    """Digest of the checkpoint's state; null: of the one found at the start."""
+    step: NonNegativeInt | None = None
+    """Steps that the parent had done; filled in at the start."""
+
+
 # ---- the recipe, and its identity ------------------------------------------------------------------------------------
 
 
@@ -621,6 +657,8 @@ class Recipe(Section):
     optim: OptimConfig
     schedule: ScheduleConfig
     eval: EvalConfig
+    fork: ForkConfig | None = None
+    """Continue another run with other settings: `train --fork RUN@EPOCH` sets it."""
 
 
 _UNSET = object()
@@ -634,10 +672,14 @@ RECORDED_DEFAULTS: Mapping[str, Any] = {
     "optim.lr_factors": {},
     "optim.layer_decay": 1.0,
     "train.freeze_bn_statistics": False,
+    "model.init": None,
+    "fork": None,
 }
 """Keys that were added after recipes were first hashed, see `without_recorded_defaults`."""
 _DECIDES_NO_NUMBER = ("data.allow_overlap",)
 """Keys that change no result: a run may be resumed with another value."""
+_LOCATIONS = {"model.init": "weights", "fork": "checkpoint"}
+"""Sections that name a place. Once they have the digest of what is there, the place changes no result."""
 
 
 def recipe_hash(recipe: Recipe) -> str:
@@ -659,10 +701,17 @@ def recipe_changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[
 def _hashed(dumped: Mapping[str, Any]) -> Any:
     hashed = without_recorded_defaults(dumped, RECORDED_DEFAULTS)
     for path in _DECIDES_NO_NUMBER:
-        *sections, key = path.split(".")
-        section = reduce(lambda outer, name: outer.get(name) or {}, sections, hashed)
-        section.pop(key, None)
+        outer, _, key = path.rpartition(".")
+        _section(hashed, outer).pop(key, None)
+    for path, key in _LOCATIONS.items():
+        if (section := _section(hashed, path)).get("digest") is not None:
+            section.pop(key, None)
     return hashed
+
+
+def _section(tree: Any, path: str) -> dict[str, Any]:
+    """The section at the dotted path; an empty one if there is none."""
+    return reduce(lambda outer, name: outer.get(name) or {}, path.split("."), tree)
 
 
 def _changes(before: Any, after: Any, path: str) -> list[str]:

@@ -13,7 +13,7 @@ from resnet_dist.launch.lease import FencedStorage
 from resnet_dist.launch.run import Run
 from resnet_dist.storage.base import RAY_SNAPSHOT, RunStorage
 from resnet_dist.tracking.tracker import SpoolTracker
-from resnet_dist.training.checkpoint_manager import prune
+from resnet_dist.training.checkpoint_manager import START, prune
 from resnet_dist.training.context import LocalContext, Observer, WorkerResult
 from resnet_dist.training.watchdog import Watchdog
 
@@ -33,6 +33,8 @@ def execute(run: Run, *, on: Callable[[Run, Observer], WorkerResult], observer: 
         run.events.note(f"failed: {error}")
         raise
     run.lease.require_ours()
+    if result.outcome == "finished":
+        run.storage.remove(START)  # there is a checkpoint
     run.events.note(f"{result.outcome} after step {result.step}: {result.reason}".removesuffix(": "))
     run.ends(result)
     return result

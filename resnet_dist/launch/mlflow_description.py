@@ -117,6 +117,7 @@ def description(prepared: Prepared, made_by: Mapping[str, PreparationRun]) -> st
         "model": f"{recipe.model.name}, {recipe.model.num_classes} classes",
         "data": f"{recipe.data.dataset}: {prepared.train.num_samples:,} train, {prepared.val.num_samples:,} validation",
         **({"data made by": ", ".join(f"[{c}]({run.page})" for c, run in made_by.items())} if made_by else {}),
+        **({"starts from": _start(prepared)} if prepared.start else {}),
         "length": f"{prepared.plan.last_step:,} steps, {prepared.plan.steps_per_epoch:,} an epoch",
         "batch": f"{train.global_batch_size} images in micro-batches of {train.micro_batch_size}, {train.precision}",
         "optimizer": f"{recipe.optim.name}, lr {recipe.optim.lr:g}, weight decay {recipe.optim.weight_decay:g}",
@@ -134,6 +135,13 @@ def description(prepared: Prepared, made_by: Mapping[str, PreparationRun]) -> st
         "Send what an outage of MLflow held back:\n\n"
         f"    resnet-dist tracking sync {folder} --tracking-uri URI\n"
     )
+
+
+def _start(prepared: Prepared) -> str:
+    init, fork = prepared.recipe.model.init, prepared.recipe.fork
+    if fork is not None:
+        return f"`{fork.checkpoint}`, after its step {fork.step} (fork, {fork.digest})"
+    return f"`{init.weights}` ({init.digest})" if init is not None else ""
 
 
 def _user() -> str:

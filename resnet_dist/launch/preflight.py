@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from torch.overrides import TorchFunctionMode
 from data_prep.beton.manifest import Manifest, load_manifest, read_manifest
 from data_prep.beton.stage import staged_path
 from data_prep.redaction import redacted
-from resnet_dist.config.loading import to_yaml
+from resnet_dist.config.loading import recipe_of, to_yaml
 from resnet_dist.config.profile import Profile
 from resnet_dist.config.recipe import Recipe, recipe_hash
 from resnet_dist.config.run_name import require_run_name
@@ -37,11 +38,12 @@ from resnet_dist.data.node_cache import NodeCache
 from resnet_dist.data.order import micro_batch_share
 from resnet_dist.errors import UserError
 from resnet_dist.launch.cluster import ClusterNode, alive_nodes, cluster_of, ray_session, require_capacity, this_machine
+from resnet_dist.launch.start import Start, resolve_start
 from resnet_dist.models import build_model
 from resnet_dist.storage.base import RUN_RESULT, SWEEP_LEDGER, RunStorage
 from resnet_dist.storage.locations import beside, open_storage
 from resnet_dist.training.checkpoint import Identity, require_same
-from resnet_dist.training.checkpoint_manager import newest_complete, newest_first, was_complete
+from resnet_dist.training.checkpoint_manager import START, newest_complete, newest_first, read_metadata, was_complete
 from resnet_dist.training.context import TrainingJob
 from resnet_dist.training.schedule import RunPlan, plan_run
 
@@ -71,6 +73,10 @@ class Prepared:
     """Those of `damaged` that were complete once, if none is complete now."""
     data_warnings: tuple[str, ...] = ()
     """The `warnings` that are about the data."""
+    start: Start | None = None
+    """What the run starts from, if that is not random."""
+    has_begun: bool = False
+    """Whether there is a checkpoint to resume from."""
 
     @property
     def node_cache(self) -> NodeCache | None:
@@ -118,9 +124,12 @@ def prepare(recipe: Recipe, profile: Profile, name: str) -> Prepared:
     shared = check_overlap(train, val, train_source, val_source, allow=recipe.data.allow_overlap)
     storage = open_storage(beside(profile.storage, name))
     storage.require_writable()
-    identity = Identity(recipe_hash(recipe), data_digest(train, val), train.class_names)
+    identity = Identity("", data_digest(train, val), train.class_names)
+    recipe, start = resolve_start(recipe, profile, identity, _recorded(storage))
+    identity = replace(identity, recipe_hash=recipe_hash(recipe))
     lost: tuple[str, ...] = ()
     with newest_complete(storage) as found:
+        has_begun = found is not None
         if found is not None:
             require_same(found.metadata, identity, recipe, storage.location)
             damaged = found.damaged
@@ -161,7 +170,19 @@ def prepare(recipe: Recipe, profile: Profile, name: str) -> Prepared:
         damaged=damaged,
         lost=lost,
         data_warnings=tuple(data_warnings),
+        start=start,
+        has_begun=has_begun,
     )
+
+
+def _recorded(storage: RunStorage) -> Recipe | None:
+    """The resolved recipe that the run in `storage` began with."""
+    for name in (*newest_first(storage.names()), START):
+        metadata = read_metadata(storage, name)
+        if metadata is not None:
+            with suppress(UserError):  # of another version: `require_same` says so
+                return recipe_of(metadata.recipe, name)
+    return None
 
 
 def require_trainable(prepared: Prepared) -> None:
@@ -248,6 +269,12 @@ def _left_out(recipe: Recipe, prepared: Prepared) -> str:
     return f", {num_left_out:,} images left out of each epoch, different ones each time"
 
 
+def _steps(plan: RunPlan) -> str:
+    first, begins = plan.first_step, plan.schedule_start
+    schedule = f"{begins:,} to {plan.total_steps:,}" if begins else f"{plan.total_steps:,}"
+    return f"{f'{first:,} to ' if first else ''}{plan.last_step:,} (schedule over {schedule})"
+
+
 def nodes_to_come(profile: Profile) -> Sequence[ClusterNode] | None:
     """The nodes that a run would find; None if they are still to be started (failure.wait_for_nodes_s)."""
     if cluster_of(profile, os.environ) is None:
@@ -274,8 +301,9 @@ def _run(recipe: Recipe, profile: Profile, name: str, prepared: Prepared) -> str
         "val samples": f"{prepared.val.num_samples:,} in {prepared.val_source}",
         "read from": f"each node's own copy under {profile.cache}" if profile.cache else "the paths above",
         "data digest": prepared.identity.data_digest,
+        **({"start": prepared.start.lines[0]} if prepared.start and prepared.start.lines else {}),
         "steps per epoch": f"{plan.steps_per_epoch:,}{_left_out(recipe, prepared)}",
-        "steps in all": f"{plan.last_step:,} (schedule over {plan.total_steps:,})",
+        "steps in all": _steps(plan),
         "MLflow": f"experiment {profile.experiment} at {profile.tracking_uri}",
     }
     width = max(map(len, rows))

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from resnet_dist.code_version import read_code_version
+from resnet_dist.data.checks import picture_settings
 from resnet_dist.launch.cluster import ClusterNode
 from resnet_dist.launch.control import WorkerStatus
 from resnet_dist.launch.lease import HeldLease, held
@@ -21,6 +22,7 @@ from resnet_dist.launch.mlflow_description import describe_in_mlflow, hardware_s
 from resnet_dist.launch.preflight import Prepared, require_trainable
 from resnet_dist.launch.progress import EventLog, ProgressReporter, Startup
 from resnet_dist.launch.record import MlflowRecord
+from resnet_dist.launch.start import write_start
 from resnet_dist.storage.base import RunStorage
 from resnet_dist.tracking.mlflow_run import RunEnd
 from resnet_dist.training.context import WorkerResult
@@ -68,6 +70,12 @@ class Run:
         for warning in prepared.warnings:
             progress.log(f"warning: {warning}")
         with held(storage, prepared.profile.failure.driver_timeout_s, progress.log) as lease, ExitStack() as until_end:
+            if prepared.start is not None and not prepared.has_begun:
+                for line in prepared.start.lines:
+                    progress.log(line)
+                write_start(
+                    prepared.recipe, prepared.profile, storage, prepared.identity, picture_settings(prepared.train)
+                )
             yield cls(
                 prepared=prepared,
                 lease=lease,
@@ -88,7 +96,8 @@ class Run:
         # Not in `open`: between the two a cluster is connected and found large enough, and a user's mistake that only
         # this shows (no such cluster, too few CPUs) leaves no failed run in MLflow.
         code = None if self.brief else read_code_version(Path(__file__).parents[2])
-        handle = open_mlflow_run(self.prepared, nodes, code, parent_run_id=self.parent_run_id, tags=self.tags)
+        tags = {**(self.prepared.start.tags if self.prepared.start else {}), **self.tags}
+        handle = open_mlflow_run(self.prepared, nodes, code, parent_run_id=self.parent_run_id, tags=tags)
         class_names = self.prepared.val.class_names
         self._record = self._until_end.enter_context(
             MlflowRecord.open(handle, self.lease, class_names, self.log, brief=self.brief)

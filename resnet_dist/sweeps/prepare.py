@@ -106,6 +106,7 @@ def prepare_sweep(file: Path, overrides: Sequence[str], profile: Profile, name: 
     # Builds a model and an optimizer and opens a decoder, once for all trials. With the user's storage, so that a
     # mistake leaves no folder.
     data = prepare(proxy, trial_profile.model_copy(update={"storage": profile.storage}), name)
+    base = _pinned(base, data.recipe)
     builder = Builder(space, base, data.train.num_samples, _num_base_samples(base, profile))
     began = _began(space, base, name, sweep_dir, builder, data.identity, file)
     space = space.model_copy(update={"first_points": [dict(point) for point in began.first_points]})
@@ -145,6 +146,17 @@ def profile_of_trials(space: Space, profile: Profile, storage: str) -> Profile:
     # The sweep asks for nodes, for all its trials.
     failure = profile.failure.model_copy(update={"wait_for_nodes_s": 0.0})
     return profile.model_copy(update={**update, "storage": storage, "register_models": False, "failure": failure})
+
+
+def _pinned(base: dict[str, Any], resolved: Recipe) -> dict[str, Any]:
+    """The base recipe with the digests of what it starts from, so that all trials start from the same."""
+    pinned = dict(base)
+    if resolved.model.init is not None and pinned["model"].get("init"):
+        digest = {"digest": resolved.model.init.digest}
+        pinned["model"] = {**pinned["model"], "init": {**pinned["model"]["init"], **digest}}
+    if resolved.fork is not None and pinned.get("fork"):
+        pinned["fork"] = {**pinned["fork"], "digest": resolved.fork.digest, "step": resolved.fork.step}
+    return pinned
 
 
 def _num_base_samples(base: Mapping[str, Any], profile: Profile) -> int | None:

@@ -20,7 +20,7 @@ from resnet_dist.sweeps.prepare import PreparedSweep, trials_at_once
 from resnet_dist.sweeps.record import SweepRecord, end_trial
 from resnet_dist.sweeps.sweep import Sweep, stopped_at
 from resnet_dist.sweeps.trial import TrialEvaluation, TrialResult
-from resnet_dist.training.checkpoint_manager import prune
+from resnet_dist.training.checkpoint_manager import START, prune
 
 _COUNT_EVERY_S = 2.0
 _HOPELESS = 3
@@ -193,3 +193,4 @@ def thin(storage: RunStorage, outcome: TrialOutcome) -> None:
     prune(storage, keep=1 if outcome == "finished" else 0)
     if outcome != "finished":
         storage.remove("best")
+        storage.remove(START)

@@ -2,6 +2,7 @@
 
 epoch=007-step=00012345/        a checkpoint: to resume from; only the newest few are kept
 best/epoch=004-step=00008000/   the best weights so far: the net alone, half the size of a checkpoint
+start/                          what the run starts from, if that is not random: weights, or another run's checkpoint
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import torch
 
 from data_prep.beton.digest import digest_stream, parse_digest
 from data_prep.beton.files import Unfit
+from resnet_dist.config.recipe import Recipe
 from resnet_dist.errors import Fault, UserError
 from resnet_dist.storage.base import TEMPORARY, RunStorage
 from resnet_dist.training.checkpoint import (
@@ -43,6 +45,7 @@ from resnet_dist.training.context import RunContext, TrainingJob
 from resnet_dist.training.state import HostCopies, TrainState
 
 BEST = "best"
+START = "start"
 BEST_METRIC = "val/top1"
 """Larger is better."""
 _MAX_REASON = 200
@@ -116,7 +119,8 @@ class CheckpointManager:
         self._best_write = self._best_writer.submit(keep_if_best, self._ctx.storage, net, metadata)
 
     def restore(self) -> Mapping[str, float]:
-        """Loads the newest complete checkpoint, if there is one. Returns its metrics, {} if there is none.
+        """Loads the newest complete checkpoint, or else what the run starts from. Returns its metrics; {} if the run
+        starts from random weights.
 
         Raises:
             UserError: the checkpoint is of another recipe or of other data.
@@ -134,19 +138,23 @@ class CheckpointManager:
             name, metadata, file = found
             where = f"{ctx.storage.location}/{name}"
             saved = read_state(file, f"{where}/{STATE}", ctx.device, state.net)
+        fork = self._job.recipe.fork
         try:
-            state.load_state_dict(saved)
+            if name == START:
+                state.start_from(saved, new_schedule=fork is not None and fork.schedule == "rest")
+            else:
+                state.load_state_dict(saved)
         except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
             why = " ".join(f"{type(error).__name__}: {error}".split())
             raise Fault(
                 f"{where}: its state is not one of this run ({why[:_MAX_REASON]}); remove that checkpoint"
             ) from None
-        self.saved_step = state.step
+        self.saved_step = -1 if name == START else state.step
         return dict(metadata.metrics)
 
     @contextmanager
     def _newest_of_rank_0(self) -> Iterator[tuple[str, CheckpointMetadata, BinaryIO] | None]:
-        """Name, metadata and state of the newest complete checkpoint.
+        """Name, metadata and state of the newest complete checkpoint, or of what the run starts from.
 
         Rank 0 alone reads it, and sends it to the others: 1,000 workers that read it would load storage with as many
         copies. Every worker verifies what it received, so it loads what was once written or nothing. What one of them
@@ -157,7 +165,10 @@ class CheckpointManager:
             file, opened, problem = None, None, None
             if ctx.rank == 0:
                 try:
-                    if found := stack.enter_context(newest_complete(ctx.storage)):
+                    found = stack.enter_context(newest_complete(ctx.storage))
+                    if found is None and has_start(self._job.recipe):
+                        found = stack.enter_context(open_checkpoint(ctx.storage, START))
+                    if found is not None:
                         require_same(found.metadata, self._job.identity, self._job.recipe, ctx.storage.location)
                         file = stack.enter_context(open_state(found.directory / STATE))
                         opened = (found.name, found.metadata, os.fstat(file.fileno()).st_size)
@@ -222,6 +233,11 @@ class CheckpointManager:
             files={},
             pictures=job.pictures,
         )
+
+
+def has_start(recipe: Recipe) -> bool:
+    """Whether a run of this recipe starts from weights or a checkpoint that its driver puts into storage."""
+    return recipe.model.init is not None or recipe.fork is not None
 
 
 # Which checkpoints are in storage. Whether one is complete is decided by its own files alone (`verify_checkpoint`): no

@@ -316,11 +316,11 @@ class Trainer:
     def learning_rate(self, step: int) -> float:
         """Learning rate of step number `step`."""
         return lr_at(
-            step,
+            step - self.plan.schedule_start,
             self.recipe.schedule,
             base_lr=self.recipe.optim.lr,
             steps_per_epoch=self.plan.steps_per_epoch,
-            total_steps=self.plan.total_steps,
+            total_steps=self.plan.total_steps - self.plan.schedule_start,
             num_drops=self.state.plateau.num_drops,
         )
 

@@ -94,6 +94,10 @@ class RunPlan:
     log_every_steps: int
     save_first: bool = False
     """Whether the initial weights are saved too, so that there is always a checkpoint to go back to."""
+    first_step: int = 0
+    """Where the run starts: a fork has its parent's steps behind it."""
+    schedule_start: int = 0
+    """The step at which the schedule begins."""
 
     def epoch_of(self, step: int) -> int:
         return step // self.steps_per_epoch
@@ -126,16 +130,27 @@ class RunPlan:
 def plan_run(recipe: Recipe, profile: Profile, num_train_samples: int) -> RunPlan:
     """Raises UserError if the data set is smaller than one global batch, or the warm-up as long as the run."""
     per_epoch = steps_per_epoch(num_train_samples, recipe.train.global_batch_size)
-    total = per_epoch * recipe.train.total_epochs
+    total, fork = per_epoch * recipe.train.total_epochs, recipe.fork
+    first = (fork.step or 0) if fork else 0
+    last = min(total, recipe.train.max_steps or total)
+    if first and first >= last:
+        key = "train.max_steps" if last < total else "train.total_epochs"
+        raise UserError(
+            f"fork: its parent has done {first} steps, this run ends after {last}; raise {key}, or fork an earlier "
+            "checkpoint (RUN@EPOCH)"
+        )
+    begins = first if fork and fork.schedule == "rest" else 0
     # Checks the warm-up, before a worker starts
-    lr_at(0, recipe.schedule, base_lr=recipe.optim.lr, steps_per_epoch=per_epoch, total_steps=total)
+    lr_at(0, recipe.schedule, base_lr=recipe.optim.lr, steps_per_epoch=per_epoch, total_steps=total - begins)
     return RunPlan(
         steps_per_epoch=per_epoch,
         total_steps=total,
-        last_step=min(total, recipe.train.max_steps or total),
+        last_step=last,
         eval_every_epochs=recipe.eval.every_epochs,
         save_every_epochs=profile.checkpoint.every_epochs,
         save_every_steps=profile.checkpoint.every_steps,
         log_every_steps=profile.log_every_steps,
         save_first=recipe.train.divergence.action == "skip",  # or a divergence in the first steps had no way back
+        first_step=first,
+        schedule_start=begins,
     )

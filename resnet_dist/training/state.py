@@ -155,6 +155,26 @@ class TrainState:
         if self.scaler.is_enabled():
             self.scaler.load_state_dict(saved["scaler"])
 
+    def start_from(self, saved: Mapping[str, Any], *, new_schedule: bool) -> None:
+        """Starts from weights alone (`{"net": ...}`), or from another run's whole state.
+
+        What the other run had not (a moving average, a scaler) starts as in any run. Settings such as weight decay are
+        this run's own. Raises KeyError, ValueError or RuntimeError if it does not fit.
+        """
+        if "optimizer" not in saved:
+            self.net.load_state_dict(saved["net"])
+            if self.average is not None:
+                self.average.net.load_state_dict(saved["net"])
+            return
+        own, theirs = self.optimizer.state_dict()["param_groups"], saved["optimizer"]["param_groups"]
+        if [len(group["params"]) for group in own] != [len(group["params"]) for group in theirs]:
+            raise ValueError("its optimizer has other groups of parameters")
+        missing = {} if _AVERAGE in saved else {_AVERAGE: saved["net"]}
+        optimizer = {**saved["optimizer"], "param_groups": own}
+        self.load_state_dict({**self.state_dict(), **saved, **missing, "optimizer": optimizer})
+        if new_schedule:
+            self.plateau = Plateau()
+
 
 def evaluated_weights(saved: Mapping[str, Any]) -> Mapping[str, Any]:
     """The state dict of the net that was evaluated, from a checkpoint's state or from best weights."""
