@@ -127,8 +127,13 @@ def recipe_from_yaml(text: str, where: str) -> Recipe:
     return recipe_of(tree, where)
 
 
-def recipe_of(tree: Any, where: str) -> Recipe:
-    """A recipe from plain data, a checkpoint's for example. Raises UserError, which begins with `where`."""
+def recipe_of(tree: Any, where: str, overrides: Sequence[str] = ()) -> Recipe:
+    """A recipe from plain data, a checkpoint's for example; `overrides` as `load_recipe` takes them. Raises UserError,
+    which begins with `where`."""
+    if overrides:
+        tree = copy.deepcopy(tree)
+    for override in overrides:
+        _apply(tree, override.removeprefix("recipe."))
     return _validated(Recipe, where, tree)
 
 

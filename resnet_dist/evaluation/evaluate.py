@@ -51,6 +51,7 @@ from resnet_dist.evaluation.protocols import (
     View,
     make_fully_convolutional,
 )
+from resnet_dist.evaluation.published import Comparison, as_dict, compare, require_imagenet_order
 from resnet_dist.evaluation.report import as_csv, as_json, class_lines, draw_calibration, draw_classes
 from resnet_dist.evaluation.views import ViewBatch, ViewLoader
 from resnet_dist.gpus.device import device_of
@@ -140,6 +141,15 @@ class Evaluated:
     """Speed of all workers together, by the slowest one's time, without start-up and loading models."""
     warnings: tuple[str, ...] = ()
 
+    @property
+    def comparison(self) -> Comparison | None:
+        """With the published accuracy, of a single model that has one."""
+        model, protocol = self.job.models[0], self.job.protocol
+        if len(self.job.models) > 1 or model.published is None:
+            return None
+        crop = model.recipe.data.eval if protocol.fully_convolutional else protocol.crop(model.recipe.data.eval)
+        return compare(model.published, model.recipe, protocol.kind, crop, self.manifest, self.metrics())
+
     def metrics(self) -> dict[str, float]:
         assert self.result.calibration is not None
         return {
@@ -160,6 +170,9 @@ def evaluate(
     num_workers: int = 1,
     gpus_per_worker: int = 0,
     ignore_class_names: bool = False,
+    recipe: str | Path | None = None,
+    overrides: Sequence[str] = (),
+    weights: str | Path | None = None,
 ) -> Evaluated:
     """Evaluates a model, or the average of several, on every sample of a beton once.
 
@@ -170,6 +183,7 @@ def evaluate(
         num_workers: processes. Neither the counts nor the loss depend on it.
         gpus_per_worker: 1: worker k computes on GPU k. A GPU's sums may differ from the CPU's in the last bits.
         ignore_class_names: class k of the data is class k of every model, whatever their names.
+        recipe, overrides, weights: as `load_model` takes them, for a file of weights and for published weights.
 
     Raises UserError if there is no such model, the beton is missing or of other classes, or the protocol does not fit;
     Fault if a GPU cannot be used.
@@ -177,10 +191,20 @@ def evaluate(
     beton = Path(data)
     manifest = load_manifest(beton)
     sources = [model] if isinstance(model, str) else model
-    models = tuple(load_model(source, tracking_uri) for source in sources)
+    if weights is not None and len(sources) > 1:
+        raise UserError("--weights: is the file of one published model; evaluate each alone")
+    models = tuple(
+        load_model(source, tracking_uri, recipe=recipe, overrides=overrides, weights=weights) for source in sources
+    )
     warnings = [mixed_pictures(manifest, str(beton))]
     for trained in models:
-        if not ignore_class_names:
+        if trained.unexpected:
+            first, more = trained.unexpected[0], len(trained.unexpected) - 1
+            warnings.append(f"{trained.name}: the net has no use for its {first}{f' and {more} more' if more else ''}")
+        if trained.published is not None:
+            require_classes(trained.recipe, manifest, beton)
+            warnings.append(None if ignore_class_names else require_imagenet_order(manifest, beton, trained.published))
+        elif not ignore_class_names and not trained.weights_digest:
             way_out = (
                 "convert it with the same classes in the same order (--classes FILE), or, if only their names "
                 "differ, add --ignore-class-names"
@@ -304,12 +328,14 @@ def facts_of(evaluated: Evaluated) -> dict[str, Any]:
         "models": [model.name for model in job.models],
         "nets": [model.recipe.model.name for model in job.models],
         "recipe_hashes": [model.recipe_hash for model in job.models],
+        **({"weights_digests": digests} if any(digests := [model.weights_digest for model in job.models]) else {}),
         "protocol": protocol.kind,
         **views,
         "interpolation": [model.recipe.data.eval.interpolation for model in job.models],
         "data": str(job.beton),
         "data_digest": manifest.digest,
         "num_samples": manifest.num_samples,
+        **({"published": as_dict(comparison)} if (comparison := evaluated.comparison) else {}),
     }
 
 
@@ -385,10 +411,18 @@ def _params(facts: dict[str, Any]) -> dict[str, str]:
     return {key: str(value) for key, value in facts.items() if key not in ("models", "data_digest")}
 
 
+_OF_EVALUATION = ("model.", "data.eval.", "data.mean", "data.std", "data.decoder")
+"""Keys of a recipe that say how weights from elsewhere were evaluated; how they were trained it does not know."""
+
+
 def _recipe_params(evaluated: Evaluated) -> dict[str, str]:
     """A single model's recipe, under the keys that its training run has in MLflow, so that one search finds both."""
     models = evaluated.job.models
-    return flatten(models[0].recipe) if len(models) == 1 else {}
+    if len(models) > 1:
+        return {}
+    recipe = flatten(models[0].recipe)
+    trained_here = not models[0].weights_digest
+    return {key: value for key, value in recipe.items() if trained_here or key.startswith(_OF_EVALUATION)}
 
 
 def _short(nets: Sequence[str]) -> list[str]:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from resnet_dist.errors import UserError
 from resnet_dist.models.registry import LAYERS_PER_BLOCK, LAYOUTS
+from resnet_dist.models.resnet import BasicBlock, ZeroPadShortcut
 
 _COUNTER = "num_batches_tracked"
 _SHORTCUT = re.compile(r"downsample|shortcut|skip|proj|identity", re.IGNORECASE)
@@ -81,12 +82,40 @@ def match_keys(state: Mapping[str, Tensor], net: nn.Module, source: str) -> Matc
         elif name not in differs:
             found[name] = state[names[name]].reshape(value.shape)
     missing = tuple(name for name in differs if name not in names)
+    if names.get(f"{head}.weight") == "linear.weight":
+        _pad_at_the_end(found, net, head)
     return Matched(found, missing, tuple(unexpected), bool(differs))
 
 
 def head_of(net: nn.Module) -> str:
     """The name of the net's classifier: its last linear layer."""
     return [name for name, module in net.named_modules() if isinstance(module, nn.Linear)][-1]
+
+
+def _pad_at_the_end(state: dict[str, Tensor], net: nn.Module, head: str) -> None:
+    """Reorders channels for shortcuts of option A, in place; does nothing for other nets.
+
+    akamaster's nets, and the many that copied them with their classifier's name `linear`, add zero channels on both
+    sides of a shortcut, this project's behind it. Either is option A, and one is the other with the channels between
+    blocks in another order: the same function.
+    """
+    order: list[int] | None = None
+    for name, block in net.named_modules():
+        if not isinstance(block, BasicBlock):
+            continue
+        first, last, norm = f"{name}.conv1.weight", f"{name}.conv2.weight", f"{name}.bn2"
+        if order is not None:
+            state[first] = state[first][:, order]
+        if isinstance(block.downsample, ZeroPadShortcut):
+            before, added = state[first].shape[1], block.downsample.new_channels
+            kept = [added // 2 + channel for channel in (range(before) if order is None else order)]
+            order = kept + [channel for channel in range(before + added) if channel not in kept]
+        if order is not None:
+            state[last] = state[last][order]
+            for part in ("weight", "bias", "running_mean", "running_var"):
+                state[f"{norm}.{part}"] = state[f"{norm}.{part}"][order]
+    if order is not None and f"{head}.weight" in state:
+        state[f"{head}.weight"] = state[f"{head}.weight"][:, order]
 
 
 def _fits(given: tuple[int, ...] | None, wanted: tuple[int, ...]) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 
-from resnet_dist.config.loading import recipe_from_yaml, recipe_of
-from resnet_dist.config.recipe import Recipe, recipe_hash
+from resnet_dist.config.loading import load_recipe, recipe_from_yaml, recipe_of
+from resnet_dist.config.recipe import CenterCrop, Recipe, recipe_hash
 from resnet_dist.data.checks import known_pictures
 from resnet_dist.errors import Fault, UserError
 from resnet_dist.models.classifier import ImageClassifier
@@ -22,6 +22,7 @@ from resnet_dist.training.checkpoint_manager import newest_complete, open_checkp
 from resnet_dist.training.model import Precision, build_classifier
 from resnet_dist.training.state import evaluated_weights
 from resnet_dist.weights.files import SUFFIXES, digest_of, read_file
+from resnet_dist.weights.keys import head_of, match_keys
 from resnet_dist.weights.published import Published, is_published, published, published_file
 
 _NET = "net."
@@ -42,6 +43,11 @@ class TrainedModel:
     """Digest of the data that it was trained on, as in a run's identity; empty if the source does not have it."""
     pictures: Mapping[str, Any] | None = None
     """How its data's pictures became pixels (`checks.picture_settings`); None if the source does not know."""
+    weights_digest: str = ""
+    """`Weights.digest` of weights that were not trained by a run of this project; empty for others."""
+    published: Published | None = None
+    unexpected: tuple[str, ...] = ()
+    """Tensors of the source that the net has no place for."""
 
     @property
     def recipe_hash(self) -> str:
@@ -91,15 +97,98 @@ def is_file(source: str) -> bool:
     return ":/" not in source and not path.is_dir() and (path.suffix in SUFFIXES or path.is_file())
 
 
-def load_model(source: str, tracking_uri: str | None = None) -> TrainedModel:
-    """Loads a checkpoint or a run (its newest complete checkpoint), from a path or `s3://`, or an MLflow model URI.
+def load_model(
+    source: str,
+    tracking_uri: str | None = None,
+    *,
+    recipe: str | Path | None = None,
+    overrides: Sequence[str] = (),
+    weights: str | Path | None = None,
+) -> TrainedModel:
+    """A checkpoint or a run (its newest complete checkpoint), from a path or `s3://`; an MLflow model URI; published
+    weights, `torchvision:NAME.ENTRY` or `timm:NAME.TAG`; or a file of weights (.pth, .pt, .th, .safetensors).
 
-    `tracking_uri`: of a model URI; None: mlflow's own setting. Raises UserError if there is no such model, Fault if
-    storage or MLflow does not respond.
+    Args:
+        tracking_uri: of a model URI; None: mlflow's own setting.
+        recipe: of a file, which does not say what net its weights are of and how pictures are prepared.
+        overrides: `key=value` for the recipe of a file or of published weights.
+        weights: the file of published weights, if it is not in the library's cache.
+
+    Raises UserError if there is no such model, Fault if storage or MLflow does not respond.
     """
+    named, file = is_published(source), is_file(source)
+    if weights is not None and not named:
+        raise UserError(
+            f"{source}: --weights is the file of published weights, such as torchvision:resnet50.IMAGENET1K_V2"
+        )
+    if (overrides and not (named or file)) or (recipe is not None and not file):
+        given = "--set" if recipe is None else "--recipe"
+        raise UserError(f"{source}: brings its own net and transform; {given} is for files of weights")
+    if named or file:
+        return _from_weights(read_weights(source, file=None if weights is None else Path(weights)), recipe, overrides)
     if ":/" in source and not source.startswith("s3://"):
         return _from_mlflow(source, tracking_uri)
     return _from_checkpoint(source)
+
+
+def _from_weights(weights: Weights, recipe: str | Path | None, overrides: Sequence[str]) -> TrainedModel:
+    known = weights.published
+    if known is not None:
+        loaded = recipe_of(_published_recipe(weights.name, known), weights.name, overrides)
+    elif recipe is None:
+        raise UserError(
+            f"{weights.name}: a file does not say which net its weights are of and how pictures are prepared; give a "
+            "recipe that does (--recipe FILE, and --set KEY=VALUE for what differs)"
+        )
+    else:
+        loaded = load_recipe(recipe, overrides)
+    classifier = _untrained(loaded)
+    matched = match_keys(weights.state, classifier.net, weights.name)
+    if matched.head_differs:
+        head, theirs = head_of(classifier.net), [list(v.shape) for v in weights.state.values() if v.ndim == 2][-1:]
+        have = f"its last linear layer is {theirs[0]}" if theirs else "it has no linear layer"
+        raise UserError(
+            f"{weights.name}: has no classifier of the net's {loaded.model.num_classes} classes ({head}.weight, "
+            f"{head}.bias): {have}; set model.num_classes, or give weights with a classifier"
+        )
+    _load(classifier, matched.state, weights.name)
+    return TrainedModel(
+        weights.name,
+        loaded,
+        classifier,
+        class_names=None,
+        weights_digest=weights.digest,
+        published=known,
+        unexpected=matched.unexpected,
+    )
+
+
+def _published_recipe(source: str, known: Published) -> dict[str, Any]:
+    """A recipe, as plain data, for the net and the test transform. How the weights were trained is not known: the keys
+    of training that a recipe must have mean nothing here."""
+    crop = {"kind": "center_crop", "size": known.size, "resize": known.resize}
+    if known.interpolation != "bilinear":
+        if "interpolation" not in CenterCrop.model_fields:
+            raise UserError(
+                f"{source}: pictures are resized with {known.interpolation} interpolation, this version has bilinear "
+                "alone"
+            )
+        crop["interpolation"] = known.interpolation
+    return {
+        "seed": 0,
+        "model": dict(known.model),
+        "data": {
+            "dataset": "imagenet",
+            "train": {"kind": "random_resized_crop", "size": known.size},
+            "eval": crop,
+            "mean": list(known.mean),
+            "std": list(known.std),
+        },
+        "train": {"global_batch_size": 256, "micro_batch_size": 32, "total_epochs": 1},
+        "optim": {"name": "sgd", "lr": 0.1, "weight_decay": 1e-4},
+        "schedule": {"kind": "cosine"},
+        "eval": {"batch_size": 100},
+    }
 
 
 def _from_checkpoint(location: str) -> TrainedModel:
