@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 import torch
 
+from resnet_dist.config.loading import to_yaml
 from resnet_dist.config.profile import CheckpointConfig, Profile, Workers
-from resnet_dist.config.recipe import recipe_hash
+from resnet_dist.config.recipe import InitConfig, recipe_hash
 from resnet_dist.errors import UserError
 from resnet_dist.launch.execute import execute, in_process
 from resnet_dist.launch.preflight import Prepared, prepare
@@ -20,6 +21,7 @@ from resnet_dist.launch.run import Run
 from resnet_dist.models import build_model
 from resnet_dist.storage.base import RunStorage
 from resnet_dist.studies.study import study_recipe
+from resnet_dist.sweeps.prepare import prepare_sweep
 from resnet_dist.training.checkpoint import load_state
 from resnet_dist.training.checkpoint_manager import START, newest_complete, open_checkpoint
 from resnet_dist.training.context import Observer, WorkerResult
@@ -212,3 +214,19 @@ def test_a_fork_that_cannot_be_is_a_mistake_before_the_start(prepared: Runs) -> 
     ):
         with pytest.raises(UserError, match=re.escape(said)):
             prepared("fork", *overrides)
+
+
+def test_all_trials_of_a_sweep_start_from_the_weights_that_it_found_first(
+    prepared: Runs, weights: Path, tmp_path: Path
+) -> None:
+    run = prepared("unused", f"model.init.weights={weights}")
+    base = run.recipe.model_copy(
+        update={"model": run.recipe.model.model_copy(update={"init": InitConfig(weights=str(weights))})}
+    )
+    (tmp_path / "base.yaml").write_text(to_yaml(base))
+    space = "base: base.yaml\nspace:\n  optim.lr: {kind: choice, values: [0.1, 0.2]}\nsearch: {kind: grid}\n"
+    (tmp_path / "space.yaml").write_text(space)
+    sweep = prepare_sweep(tmp_path / "space.yaml", [], run.profile, "sweep")
+    trials = [sweep.builder.proxy(point) for point in sweep.planned or ()]
+    assert run.recipe.model.init is not None
+    assert [trial.model.init and trial.model.init.digest for trial in trials] == [run.recipe.model.init.digest] * 2
