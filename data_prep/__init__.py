@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from data_prep.beton.manifest import Manifest
     from data_prep.beton.reader import BetonReader, open_beton
     from data_prep.beton.stage import stage
+    from data_prep.converter.adopt import adopt
     from data_prep.converter.convert import ConvertReport, convert
     from data_prep.converter.extract import ExtractReport, extract
     from data_prep.converter.settings import BadPolicy, ConvertSettings
@@ -51,6 +52,7 @@ __all__ = [
     "SplitRule",
     "UserError",
     "VerifyReport",
+    "adopt",
     "convert",
     "convert_splits",
     "extract",
@@ -65,6 +67,7 @@ _MODULES = {
     "beton.manifest": ("Manifest",),
     "beton.reader": ("BetonReader", "open_beton"),
     "beton.stage": ("stage",),
+    "converter.adopt": ("adopt",),
     "converter.convert": ("ConvertReport", "convert"),
     "converter.extract": ("ExtractReport", "extract"),
     "converter.settings": ("BadPolicy", "ConvertSettings"),

@@ -133,8 +133,11 @@ class BetonReader:
         rows = self._array(layout.FIELD_DESCRIPTOR, layout.HEADER.itemsize, count, "the field descriptors")
         found = tuple((layout.field_name(row), int(row["type_id"])) for row in rows)
         if num_fields != count or found != layout.FIELDS:
-            names = ", ".join(f"{name} (type {type_id})" for name, type_id in found)
-            raise UserError(f"{self.path}: expected the fields image (type 2) and label (type 1), found {names}")
+            names = ", ".join(f"{name} ({_kind(type_id)})" for name, type_id in found)
+            raise UserError(
+                f"{self.path}: expected the fields image (RGB image) and label (whole number), found {names}; other "
+                "fields, several labels and regression are not supported"
+            )
 
     def _find_images(self, metadata: NDArray[np.void], table_ptr: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Pointers and sizes of the images by sample; the sizes are only in the allocation table."""
@@ -163,3 +166,9 @@ class BetonReader:
     def _require(self, holds: NDArray[np.bool_], otherwise: str) -> None:
         if not holds.all():
             raise UserError(f"{self.path}: sample {int(np.argmin(holds))} is damaged: {otherwise}")
+
+
+def _kind(type_id: int) -> str:
+    """What a field holds, by ffcv's numbers of types."""
+    kinds = ("fraction", "whole number", "RGB image", "bytes", "array", "JSON", "tensor")
+    return kinds[type_id] if type_id < len(kinds) else f"type {type_id}"

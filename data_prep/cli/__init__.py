@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import typer
 
-from data_prep.cli.betons import merge, stage, subset, verify
+from data_prep.cli.betons import adopt, merge, stage, subset, verify
 from data_prep.cli.convert import convert
 from data_prep.cli.inspect import inspect
 from data_prep.cli.look import extract, list_, show
@@ -21,7 +21,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     help="Convert image data sets to .beton files for the ffcv Loader, and verify them.",
 )
-for command in (convert, inspect, verify, show, extract, statistics, merge, subset, stage):
+for command in (convert, inspect, verify, show, extract, statistics, merge, subset, stage, adopt):
     app.command()(command)
 app.command("list")(list_)
 

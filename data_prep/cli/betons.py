@@ -1,4 +1,4 @@
-"""The commands on finished betons: `data-prep merge`, `subset`, `stage`, `verify`."""
+"""The commands on finished betons: `data-prep merge`, `subset`, `adopt`, `stage`, `verify`."""
 
 from __future__ import annotations
 
@@ -155,6 +155,41 @@ def _split_at_commas(option: str, known: Collection[str]) -> Iterator[str]:
         pieces = pieces[count:]
         if name:
             yield name
+
+
+# --- adopt ------------------------------------------------------------------------------------------------------------
+
+
+def adopt(
+    beton: Annotated[Path, typer.Argument(metavar="FILE.beton", show_default=False)],
+    classes: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE",
+            help="Names of the classes by label: a file with one per line, or another beton.  [default: the numbers]",
+        ),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Write the manifest of a beton that ffcv's own DatasetWriter made, after decoding all its images.
+
+    The beton is not changed. It needs the fields image (RGB image) and label (whole number).
+
+    Example: data-prep adopt imagenet/train.beton --classes wnids.txt
+    """
+    from data_prep.converter.adopt import adopt as run_adoption
+    from data_prep.converter.source import read_class_list
+
+    beton = local_path(beton)
+    names = None if classes is None else read_class_list(classes)
+    with StopFlag() as stop, progress_on_stderr() as progress:
+
+        def decoded(count: int, total: int) -> None:
+            stop.check()
+            progress.decoded(count, total)
+
+        manifest = run_adoption(beton, names, decoded)
+    _print_made(beton, manifest, as_json)
 
 
 # --- stage ------------------------------------------------------------------------------------------------------------

@@ -94,12 +94,12 @@ def verify(
     chosen = spread(len(reader), decode)
     bad = []
     for done, index in enumerate(chosen.tolist(), 1):
-        reason = _decode(reader, index)
+        reason = problem_of(reader, index)
         if reason is not None:
             bad.append(f"{index} ({reason})")
         on_decoded(done, len(chosen))
     if bad:
-        problems.append(f"{len(bad)} of {len(chosen)} images do not decode: {_first_few(bad)}")
+        problems.append(f"{len(bad)} of {len(chosen)} images do not decode: {first_few(bad)}")
     if source is not None and not problems:
         problems += _compare_with_source(reader, manifest, source, decode, on_decoded)
     return VerifyReport(manifest, tuple(problems), len(chosen))
@@ -128,7 +128,7 @@ def _touched(reader: BetonReader | None, start: int, end: int) -> str:
     (samples,) = np.nonzero((reader.pointers < end) & (reader.pointers + reader.sizes > start))
     if not len(samples):
         return "it contains tables or padding, no image"
-    return f"the images of {len(samples)} samples are there: {_first_few([str(i) for i in samples.tolist()])}"
+    return f"the images of {len(samples)} samples are there: {first_few([str(i) for i in samples.tolist()])}"
 
 
 def _check_counts(reader: BetonReader, manifest: Manifest) -> list[str]:
@@ -157,7 +157,7 @@ def spread(num_samples: int, count: int | None) -> NDArray[np.int64]:
     return np.unique(np.linspace(0, num_samples - 1, num=count).astype(np.int64))
 
 
-def _decode(reader: BetonReader, index: int) -> str | None:
+def problem_of(reader: BetonReader, index: int) -> str | None:
     """Why this image does not match its metadata or cannot be decoded in full; None if it does and can."""
     from data_prep.pixels import BadPicture, require_size  # Pillow is not needed to show a command's help
 
@@ -170,7 +170,7 @@ def _decode(reader: BetonReader, index: int) -> str | None:
     return why_unfit(bytes(reader.image_bytes(index)), reader.height(index), reader.width(index))
 
 
-def _first_few(items: list[str]) -> str:
+def first_few(items: list[str]) -> str:
     more = len(items) - MAX_NAMED
     return ", ".join(items[:MAX_NAMED]) + (f" and {more} more" if more > 0 else "")
 
@@ -204,7 +204,7 @@ def _compare_with_source(
         on_compared(done, len(chosen))
     if not wrong:
         return []
-    return [f"{len(wrong)} of {len(chosen)} samples are not what the source gives: {_first_few(wrong)}"]
+    return [f"{len(wrong)} of {len(chosen)} samples are not what the source gives: {first_few(wrong)}"]
 
 
 def _settings_of(manifest: Manifest, beton: Path) -> ConvertSettings:

@@ -13,6 +13,9 @@ from PIL import Image
 
 from data_prep.beton import layout
 from data_prep.beton.reader import BetonReader
+from data_prep.converter.adopt import adopt
+from data_prep.converter.verify import verify
+from data_prep.errors import UserError
 
 pytestmark = pytest.mark.system
 
@@ -176,7 +179,7 @@ def test_we_read_what_the_stock_writer_writes(tmp_path: Path) -> None:
     """Two of its workers leave pages in any order; in a process of its own, because it hangs when one of them dies."""
     script = f"""
 import numpy as np
-from ffcv.fields import IntField, RGBImageField
+from ffcv.fields import FloatField, IntField, RGBImageField
 from ffcv.writer import DatasetWriter
 
 class Pictures:
@@ -186,10 +189,13 @@ class Pictures:
         rng = np.random.default_rng(i)
         return rng.integers(0, 256, (20 + i, 30, 3), dtype=np.uint8), i % 7
 
-for mode in ("raw", "jpg"):
-    fields = {{"image": RGBImageField(write_mode=mode), "label": IntField()}}
+modes = {{"raw": {{}}, "jpg": {{}}, "proportion": {{"max_resolution": 40}}, "smart": {{"smart_threshold": 3000}}}}
+for mode, options in modes.items():
+    fields = {{"image": RGBImageField(write_mode=mode, **options), "label": IntField()}}
     writer = DatasetWriter(f"{tmp_path}/{{mode}}.beton", fields, num_workers=2)
     writer.from_indexed_dataset(Pictures(), chunksize=3)
+fields = {{"image": RGBImageField(), "label": FloatField()}}
+DatasetWriter(f"{tmp_path}/float.beton", fields, num_workers=1).from_indexed_dataset(Pictures(), indices=[0, 1])
 """
     subprocess.run([sys.executable, "-c", script], check=True, timeout=120, capture_output=True)
 
@@ -200,3 +206,13 @@ for mode in ("raw", "jpg"):
         pixels = np.random.default_rng(i).integers(0, 256, (20 + i, 30, 3), dtype=np.uint8)
         assert bytes(raw.image_bytes(i)) == pixels.tobytes()
         assert Image.open(io.BytesIO(jpeg.image_bytes(i))).size == (30, 20 + i)
+
+    for mode in ("raw", "jpg", "proportion", "smart"):
+        manifest = adopt(tmp_path / f"{mode}.beton", [f"class {label}" for label in range(7)])
+        assert (manifest.num_samples, manifest.max_height) == (40, 40 if mode == "proportion" else 59)
+        assert verify(tmp_path / f"{mode}.beton", decode=None).problems == ()
+    assert manifest.mode_counts == {"jpeg": 26, "raw": 14}
+    with pytest.raises(
+        UserError, match=r"found image \(RGB image\), label \(fraction\).* regression are not supported"
+    ):
+        adopt(tmp_path / "float.beton")

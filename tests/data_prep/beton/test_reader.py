@@ -84,7 +84,7 @@ def rename_field(data: np.ndarray) -> None:
         (set_header("num_samples", 2**60), "within the metadata"),
         (set_header("allocation_table_ptr", 2**60), "the allocation table is not where the header says"),
         (set_header("allocation_table_ptr", 24), "the allocation table is not where the header says"),
-        (rename_field, r"found jmage \(type 2\), label \(type 1\)"),
+        (rename_field, r"found jmage \(RGB image\), label \(whole number\); other"),
         (set_image("data_ptr", 12345), "sample 2 is damaged: its pointer is not in the allocation table"),
         (set_image("mode", 2), "sample 2 is damaged: its mode is unknown"),
         (set_image("mode", 1), r"sample 2 is damaged: its size is not height \* width \* 3"),
