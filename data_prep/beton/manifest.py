@@ -155,7 +155,9 @@ def read_manifest(beton: str | Path) -> Manifest:
     manifest = find_manifest(beton)
     if manifest is None:
         where, name = beside(beton, MANIFEST), str(beton).rpartition("/")[2]
-        remedy = "; run the command that was making it again (`data-prep adopt` is for betons of ffcv's own writer)"
+        remedy = (
+            f"; run the command that was making it again, or, if ffcv's own writer made it, `data-prep adopt {name}`"
+        )
         raise UserError(
             f"{where}: does not exist, so {name} is unfinished or was not made by data-prep"
             + ("" if "://" in where else remedy)
