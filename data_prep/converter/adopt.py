@@ -23,6 +23,7 @@ from data_prep.beton.manifest import (
     write_manifest,
 )
 from data_prep.beton.reader import BetonReader
+from data_prep.beton.statistics import measure_all
 from data_prep.converter.verify import first_few, problem_of
 from data_prep.errors import Fault, UserError
 from data_prep.shown import few
@@ -98,6 +99,7 @@ def adopt(
         chunk_bytes=CHUNK_BYTES,
         chunks=digest.chunks,
         samples_digest=digest_bytes(contents),
+        statistics=measure_all(len(reader), reader.stored),
     )
     try:
         write_bytes_atomically(path.with_suffix(CONTENTS), contents)

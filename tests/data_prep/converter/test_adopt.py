@@ -44,6 +44,7 @@ def test_an_adopted_beton_is_as_good_as_a_converted_one(stock: Path, data_prep: 
     assert (stock.read_bytes(), stock.stat().st_mtime_ns) == before
     assert manifest == load_manifest(stock)
     assert (manifest.class_names, manifest.class_counts) == (("0", "1", "2"), (3, 3, 2))
+    assert manifest.statistics["num_images"] == 8
     assert (manifest.source["name"], manifest.source["split"]) == ("adopted", "val")
     report = verify(stock)
     assert (report.problems, report.num_decoded) == ((), 8)
