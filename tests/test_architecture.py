@@ -49,8 +49,13 @@ FENCES = {
     "scipy": ("data_prep.sources", "resnet_dist.sweeps.points", "resnet_dist.sweeps.analysis.ranking"),
     "optuna": ("resnet_dist.sweeps.analysis.report", "resnet_dist.sweeps.searcher"),
     "typer": ("data_prep.cli", "data_prep.runtime.exit_codes", "resnet_dist.cli"),
-    "torchvision": ("resnet_dist.bench", "resnet_dist.models.registry", "resnet_dist.weights.published"),  # a peer too
-    "timm": ("resnet_dist.training.model", "resnet_dist.weights.published"),
+    "torchvision": (
+        "resnet_dist.bench",  # a peer too
+        "resnet_dist.models.registry",
+        "resnet_dist.weights.libraries",
+        "resnet_dist.weights.published",
+    ),
+    "timm": ("resnet_dist.training.model", "resnet_dist.weights.libraries", "resnet_dist.weights.published"),
     "huggingface_hub": ("resnet_dist.weights.published",),
     "safetensors": ("resnet_dist.weights",),
     "torch": (

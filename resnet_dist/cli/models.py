@@ -20,6 +20,12 @@ class ProtocolName(StrEnum):
     MULTI_SCALE = "multi-scale"
 
 
+class KeyNames(StrEnum):
+    TORCHVISION = "torchvision"
+    TIMM = "timm"
+    OWN = "own"
+
+
 def evaluate(
     models: Annotated[
         list[str],
@@ -144,7 +150,11 @@ def export(
     ],
     output: Annotated[
         Path,
-        typer.Option(metavar="FILE", help="File to write: .onnx, .pt2 (torch.export), .pt or .ts (TorchScript)."),
+        typer.Option(
+            metavar="FILE",
+            help="File to write: .onnx, .pt2 (torch.export), .pt or .ts (TorchScript), or weights alone: .safetensors, "
+            ".pth.",
+        ),
     ],
     data: Annotated[
         Path | None,
@@ -152,17 +162,36 @@ def export(
             metavar="FILE.beton", help="Images for the check, of the model's classes.  [default: random images]"
         ),
     ] = None,
+    keys: Annotated[
+        KeyNames | None,
+        typer.Option(
+            help="Whose names the weights have.  [default: the first of torchvision, timm and own that has the net]"
+        ),
+    ] = None,
+    licence: Annotated[
+        str | None, typer.Option("--license", metavar="TEXT", help="Licence of the weights, for FILE.json.")
+    ] = None,
     tracking_uri: TrackingUri = None,
 ) -> None:
     """Export a trained model to one file that needs nothing from this project, and compare the two.
 
-    FILE.json describes the input and the output of the model, and has the class names.
+    FILE.json describes the input and the output of the model, and has the class names. A .safetensors file has that as
+    its metadata too. Weights alone take normalised floats, the other formats uint8 pixels.
 
     Example: resnet-dist export runs/demo --output demo.onnx --data data/digits/val.beton
     """
     from resnet_dist.weights.export import export_model
 
-    done = export_model(model, output, tracking_uri=given_tracking_uri(tracking_uri), data=data)
+    done = export_model(
+        model,
+        output,
+        tracking_uri=given_tracking_uri(tracking_uri),
+        data=data,
+        keys=None if keys is None else keys.value,
+        licence=licence,
+    )
     for warning in done.warnings:
         typer.echo(f"warning: {warning}", err=True)
     typer.echo(f"{done.path} and {done.card.name}: logits within {done.max_difference:.2g} of the model's own")
+    if done.library is not None:
+        typer.echo(f"{done.library.keys} keys, for {done.library.call}; input: normalised floats, see {done.card.name}")

@@ -1,7 +1,8 @@
 """`resnet-dist export`: a trained model as one file that needs nothing from this project, checked against the model.
 
-Normalisation is part of the file: it takes uint8 pixels as they are decoded. A JSON file beside it describes the steps
-before it (crop) and its output (class names).
+A program (.onnx, .pt2, .pt) has the normalisation in it: it takes uint8 pixels as they are decoded. Weights alone
+(.pth, .safetensors) have the names that torchvision, timm or this project give them: their net takes normalised floats.
+A JSON file beside either describes its input, the steps before it, and its output.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,10 +28,19 @@ from resnet_dist.data.checks import other_pictures, picture_settings, require_cl
 from resnet_dist.data.decoder import eval_images
 from resnet_dist.data.loader import BetonLoader
 from resnet_dist.errors import Fault, UserError
+from resnet_dist.weights.keys import match_keys
+from resnet_dist.weights.libraries import Keys, LibraryNet, library_net
 from resnet_dist.weights.source import TrainedModel, load_model
 
-Format = Literal["torchscript", "onnx", "pt2"]
-SUFFIXES: dict[str, Format] = {".onnx": "onnx", ".pt2": "pt2", ".pt": "torchscript", ".ts": "torchscript"}
+Format = Literal["torchscript", "onnx", "pt2", "pth", "safetensors"]
+SUFFIXES: dict[str, Format] = {
+    ".onnx": "onnx",
+    ".pt2": "pt2",
+    ".pt": "torchscript",
+    ".ts": "torchscript",
+    ".pth": "pth",
+    ".safetensors": "safetensors",
+}
 _NUM_IMAGES = 5
 TOLERANCE = 1e-4
 """Largest difference of a logit, as a share of the largest logit: other kernels add in another order."""
@@ -43,23 +54,38 @@ class Exported:
     max_difference: float
     """Largest difference of a logit from the model's own."""
     largest_logit: float
+    library: LibraryNet | None
+    """The net that takes the file's weights; None of a program."""
     warnings: tuple[str, ...] = ()
 
 
-def export_model(source: str, path: Path, *, tracking_uri: str | None = None, data: Path | None = None) -> Exported:
+def export_model(
+    source: str,
+    path: Path,
+    *,
+    tracking_uri: str | None = None,
+    data: Path | None = None,
+    keys: Keys | None = None,
+    licence: str | None = None,
+) -> Exported:
     """Writes `path`, in the format that its suffix names, and `<path>.json`; neither is written before the check has
     passed.
 
     `source` as `load_model` takes it; `data`: a beton of the model's classes, whose first images are used for the check
-    (random ones else). Raises UserError for models that cannot be exported, Fault if the file's logits are not the
-    model's.
+    (random ones else); `keys`: whose names the tensors of a file of weights have, as `library_net` takes it; `licence`:
+    of the weights, for its description. Raises UserError for models that cannot be exported, Fault if the file's logits
+    are not the model's.
     """
     file_format = SUFFIXES.get(path.suffix)
     if file_format is None:
         raise UserError(f"{path}: its name must end in one of {', '.join(SUFFIXES)}, which select the format")
     if path.is_dir():
         raise UserError(f"{path}: is a folder; name a file")
+    of_weights = file_format in ("pth", "safetensors")
+    if keys and not of_weights:
+        raise UserError(f"--keys {keys}: is for files of weights, .pth and .safetensors; {path.name} is a program")
     model = load_model(source, tracking_uri)
+    library = library_net(model.recipe.model.build_options(), keys) if of_weights else None
     class_names, *warnings = _class_names(model, data)
     pictures = model.pictures
     if data is not None:
@@ -72,6 +98,7 @@ def export_model(source: str, path: Path, *, tracking_uri: str | None = None, da
             "the default settings: give --data FILE.beton"
         )
     images = _images(model, data)
+    facts = describe(model, file_format, class_names, pictures or {}, library, licence)
     temporary = temporary_beside(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -80,8 +107,13 @@ def export_model(source: str, path: Path, *, tracking_uri: str | None = None, da
         raise UserError(f"{path}: cannot be written: {error.strerror}") from None
     try:
         with _quiet():
-            _WRITERS[file_format](model.classifier, images[:2], temporary)
-            differences = [_difference(model, file_format, temporary, part) for part in (images[:1], images)]
+            if library is None:
+                _WRITERS[file_format](model.classifier, images[:2], temporary)
+                run = _RUNNERS[file_format]
+            else:
+                _write_weights(model, library, file_format, facts, temporary)
+                run = partial(_run_weights, library, file_format, facts)
+            differences = [_difference(model, run, temporary, part) for part in (images[:1], images)]
         max_difference = max(difference for difference, _ in differences)
         largest = max(logit for _, logit in differences)
         if not max_difference <= TOLERANCE * largest:
@@ -94,30 +126,52 @@ def export_model(source: str, path: Path, *, tracking_uri: str | None = None, da
     finally:
         temporary.unlink(missing_ok=True)
     card = path.with_name(f"{path.name}.json")
-    facts = describe(model, file_format, class_names, pictures or {})
     facts["check"] = {"images": len(images), "max_difference": max_difference, "largest_logit": largest}
     write_text_atomically(card, json.dumps(facts, indent=1, ensure_ascii=False) + "\n")
-    return Exported(path, card, max_difference, largest, tuple(warning for warning in warnings if warning is not None))
+    told = tuple(warning for warning in warnings if warning is not None)
+    return Exported(path, card, max_difference, largest, library, told)
 
 
 def describe(
-    model: TrainedModel, file_format: Format, class_names: tuple[str, ...], pictures: Mapping[str, Any]
+    model: TrainedModel,
+    file_format: Format,
+    class_names: tuple[str, ...],
+    pictures: Mapping[str, Any],
+    library: LibraryNet | None,
+    licence: str | None,
 ) -> dict[str, Any]:
-    """What a user of the file needs to know."""
-    crop = model.recipe.data.eval
+    """What a user of the file needs to know. `library`: the net that takes it, if it is weights alone."""
+    crop, classifier = model.recipe.data.eval, model.classifier
+    mean, std = ([round(level / 255, 6) for level in levels.tolist()] for levels in (classifier.mean, classifier.std))
+    if library is None:
+        loading: dict[str, Any] = {}
+        given = {"name": "images", "dtype": "uint8", "shape": ["N", crop.size, crop.size, 3], "colours": "RGB"}
+        last = "nothing else: the file subtracts the mean and divides by the standard deviation"
+    else:
+        read = "safetensors.torch.load_file(FILE)" if file_format == "safetensors" else "torch.load(FILE)"
+        loading = {"keys": library.keys, "load": f"net = {library.call}; net.load_state_dict({read})"}
+        given = {"dtype": "float32", "shape": ["N", 3, crop.size, crop.size], "colours": "RGB"}
+        last = "divide by 255, subtract `mean` and divide by `std`, channel by channel: the net takes normalised floats"
     return {
         "format": file_format,
         "torch": torch.__version__,
         "source": model.name,
         "net": model.recipe.model.name,
         "recipe_hash": model.recipe_hash,
-        "input": {"name": "images", "dtype": "uint8", "shape": ["N", crop.size, crop.size, 3], "colours": "RGB"},
+        "data_digest": model.data_digest,
+        "started_from": model.recipe.model.model_dump(mode="json").get("init"),
+        "license": licence,
+        **loading,
+        "input": given,
         "decoding": _to_pixels(pictures),
         "preprocessing": [
             f"resize so that the shorter side is {crop.resize} px ({crop.interpolation}, antialiased, as Pillow does)",
             f"cut out the central {crop.size} x {crop.size} px",
-            "nothing else: the file subtracts the mean and divides by the standard deviation",
+            last,
         ],
+        "transform": {"resize": crop.resize, "size": crop.size, "interpolation": crop.interpolation},
+        "mean": mean,
+        "std": std,
         "output": {"name": "logits", "shape": ["N", len(class_names)], "meaning": "softmax gives probabilities"},
         "class_names": list(class_names),
     }
@@ -169,7 +223,9 @@ def _images(model: TrainedModel, data: Path | None) -> Tensor:
 
 
 @torch.no_grad()
-def _difference(model: TrainedModel, file_format: Format, path: Path, images: Tensor) -> tuple[float, float]:
+def _difference(
+    model: TrainedModel, run: Callable[[Path, Tensor], Tensor], path: Path, images: Tensor
+) -> tuple[float, float]:
     """Largest difference of a logit from the model's own, and the largest logit."""
     own = model.classifier(images)
     if not own.isfinite().all():
@@ -178,7 +234,7 @@ def _difference(model: TrainedModel, file_format: Format, path: Path, images: Te
             f"{model.name}: gives NaN or infinity for image {broken} of the check; its weights are useless: export "
             "another checkpoint"
         )
-    theirs = _RUNNERS[file_format](path, images)
+    theirs = run(path, images)
     if theirs.shape != own.shape:
         raise Fault(f"{path}: the exported model returns {list(theirs.shape)}, expected {list(own.shape)}")
     return float((theirs - own).abs().max()), float(own.abs().max())
@@ -227,6 +283,39 @@ def _run_onnx(path: Path, images: Tensor) -> Tensor:
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     (logits,) = session.run(None, {"images": images.numpy()})
     return torch.from_numpy(logits)
+
+
+def _write_weights(
+    model: TrainedModel, library: LibraryNet, file_format: Format, facts: Mapping[str, Any], path: Path
+) -> None:
+    """The net's tensors by the library's names: float32, contiguous, without anything around them."""
+    with torch.device("meta"):
+        theirs = library.build()
+    matched = match_keys(model.classifier.net.state_dict(), theirs, model.name)
+    state = {
+        name: (value.float() if value.is_floating_point() else value).clone(memory_format=torch.contiguous_format)
+        for name, value in matched.state.items()
+    }
+    if file_format == "pth":
+        torch.save(state, path)
+        return
+    from safetensors.torch import save_file
+
+    metadata = {key: value if isinstance(value, str) else json.dumps(value) for key, value in facts.items()}
+    save_file(state, path, {**metadata, "format": "pt"})  # "pt", as other readers of such files expect
+
+
+def _run_weights(
+    library: LibraryNet, file_format: Format, facts: Mapping[str, Any], path: Path, images: Tensor
+) -> Tensor:
+    """In the library's own net, on pixels that are prepared as the facts say."""
+    from safetensors.torch import load_file
+
+    net = library.build()
+    net.load_state_dict(load_file(path) if file_format == "safetensors" else torch.load(path, weights_only=True))
+    mean, std = (torch.tensor(facts[key]).view(3, 1, 1) for key in ("mean", "std"))
+    logits: Tensor = net.eval()((images.permute(0, 3, 1, 2) / 255 - mean) / std)
+    return logits
 
 
 _WRITERS: dict[Format, Callable[[nn.Module, Tensor, Path], None]] = {

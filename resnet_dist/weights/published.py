@@ -161,8 +161,8 @@ def _timm(source: str, name: str) -> Published:
     with torch.device("meta"):
         net = timm.create_model(name, pretrained=False)
     try:
-        model = _options_of(net, name.partition(".")[0], config.num_classes)
-    except _Inexpressible as error:
+        model = options_of(net, name.partition(".")[0], config.num_classes)
+    except Inexpressible as error:
         raise UserError(f"{source}: is of a net that this project does not have: {error}") from None
     transform = resolve_data_config(pretrained_cfg=config.to_dict(), use_test_size=True)
     if transform["crop_mode"] != "center":
@@ -193,19 +193,19 @@ def _timm_accuracy(name: str, size: int, crop_pct: float) -> tuple[float | None,
     return None, None
 
 
-class _Inexpressible(Exception):
+class Inexpressible(Exception):
     """What timm's net has and this project's nets do not."""
 
 
-def _options_of(net: nn.Module, name: str, num_classes: int) -> dict[str, Any]:
+def options_of(net: nn.Module, name: str, num_classes: int) -> dict[str, Any]:
     """The recipe's `model` section for a net of timm, which is on the meta device, read from its modules."""
     if num_classes < 1:
-        raise _Inexpressible("it has no classifier")
+        raise Inexpressible("it has no classifier")
     if name in BASELINES:  # the same layers, whose fully connected ones are convolutions of the whole map
         return {"name": name, "num_classes": num_classes}
     for module in (net, *getattr(net, "layer1", ())):
         if type(module).__module__ != "timm.models.resnet":
-            raise _Inexpressible(f"it has {type(module).__name__} of {type(module).__module__}")
+            raise Inexpressible(f"it has {type(module).__name__} of {type(module).__module__}")
     model = {**_layout_of(net), **_stem_of(net), "num_classes": num_classes}
     parts = dict(net.named_modules())
     if "layer2.0.downsample.2" in parts:
@@ -215,7 +215,7 @@ def _options_of(net: nn.Module, name: str, num_classes: int) -> dict[str, Any]:
     with torch.device("meta"):
         ours = build_model(**model)
     if difference := _difference(net, ours):
-        raise _Inexpressible(difference)
+        raise Inexpressible(difference)
     return model
 
 
@@ -238,7 +238,7 @@ def _layout_of(net: nn.Module) -> dict[str, Any]:
         and all(widths.get(key) == value for key, value in layout.options.items())
     ]
     if not found:
-        raise _Inexpressible(f"no net has {', '.join(map(str, num_blocks))} blocks of {num_layers} convolutions")
+        raise Inexpressible(f"no net has {', '.join(map(str, num_blocks))} blocks of {num_layers} convolutions")
     return min(found, key=len)
 
 
@@ -250,7 +250,7 @@ def _stem_of(net: nn.Module) -> dict[str, Any]:
     stems: dict[tuple[int, ...], str] = {(32, 32, 64): "deep", (24, 32, 64): "deep_tiered"}
     stem = stems.get(widths)
     if stem is None:
-        raise _Inexpressible(f"its stem has {', '.join(map(str, widths))} channels")
+        raise Inexpressible(f"its stem has {', '.join(map(str, widths))} channels")
     replaced = isinstance(net.get_submodule("maxpool"), nn.Sequential)
     return {"stem": "deep_strided" if replaced else stem}
 
