@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import math
 import textwrap
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 import yaml
 
 from data_prep.shown import shown
-from resnet_dist.config.recipe import Channels
-from resnet_dist.config.yaml_text import parse_yaml
+from resnet_dist.config.recipe import Channels, DataConfig
 from resnet_dist.errors import UserError
 
 IMAGENET_MEAN: Channels = (123.675, 116.28, 103.53)
@@ -23,6 +23,8 @@ SMALL_PICTURE = 64
 """px. Up to here a CIFAR net, which shrinks pictures 4 times; above it an ImageNet net, which shrinks them 32 times."""
 SMALL_SET, LARGE_SET = 20_000, 100_000
 """Images. Below the first a shallow net; from the second on the published ImageNet recipes apply."""
+LOPSIDED = 3 if "sampling" in DataConfig.model_fields else math.inf
+"""From this lopsidedness on, rare classes are made up for."""
 MOST_LEFT_OUT = 0.05
 """Largest share of the images that may be left out of an epoch."""
 
@@ -40,10 +42,17 @@ class DataFacts:
     smallest_side: int
     largest_side: int
     """px, over the images of both betons."""
+    has_statistics: bool = True
+    """Whether the manifest has the mean and deviation of the training images."""
 
     @property
     def num_images(self) -> int:
         return sum(self.class_counts)
+
+    @property
+    def lopsidedness(self) -> float:
+        """How many times the images of the smallest class the largest has; empty classes do not count."""
+        return max(self.class_counts) / min(count for count in self.class_counts if count)
 
 
 @dataclass(frozen=True)
@@ -52,13 +61,20 @@ class StartFacts:
 
     source: str
     """As `model.init.weights` takes it."""
-    mean: Channels = IMAGENET_MEAN
-    std: Channels = IMAGENET_STD
-    normalisation_is_known: bool = False
-    """Whether `mean` and `std` came with the weights; else they are ImageNet's, as for most published weights."""
+    net: str | None = None
+    """None: the weights do not say."""
+    net_options: Mapping[str, Any] = field(default_factory=dict)
+    """Further keys of the recipe's `model` section."""
+    same_classes: bool = False
+    """Whether its classes are the data's, so that the classifier can be kept."""
+    mean: Channels | None = None
+    std: Channels | None = None
+    """None: the weights do not say; ImageNet's are taken, as for most published weights."""
     size: int | None = None
     resize: int | None = None
-    """px, the crop that they are evaluated with; None: not known."""
+    """The crop that they are evaluated with, px; None: not known."""
+    interpolation: str | None = None
+    """That of `resize`; None: not known."""
 
 
 def suggest_net(data: DataFacts) -> str:
@@ -79,70 +95,71 @@ def new_recipe(
         for_cifar: whether it is one of the CIFAR nets.
         command: trains the recipe; shown at its top.
     """
+    tuning = start is not None
     full_batch, largest_micro_batch = (128, 64) if for_cifar else (256, 32)
     batch, micro_batch = choose_batch(data.num_images, full_batch, largest_micro_batch)
     num_micro_batches = batch // micro_batch
     steps, left_out = divmod(data.num_images, batch)
-    epochs, why_epochs = _choose_epochs(steps, fine_tuning=start is not None)
+    epochs, why_epochs = _choose_epochs(steps, fine_tuning=tuning)
     crops = _choose_crops(data, start, for_cifar=for_cifar)
-    rate, why_rate = _choose_rate(batch, full_batch, fine_tuning=start is not None)
-    decay, why_decay = _choose_decay(data, fine_tuning=start is not None)
+    sampling, class_weights = _choose_weights(data, batch)
     how = "from nothing" if start is None else f"from {shown(start.source)}"
     classes = _count(len(data.class_counts), "class", "classes")
-    title = f"{shown(net)} on {data.num_images:,} pictures of {classes}, {how}. Made by resnet-dist new, to edit."
-    text = f"""\
-{_comment(title)}
-#
-#   {command}
-#
-{_comment(f"Data       {_classes(data)}", hanging=11)}
-# Hardware   1 to {num_micro_batches} workers (a step has {num_micro_batches} micro-batches), CPUs or GPUs
-# Length     {_count(epochs, "epoch", "epochs")} of {_count(steps, "step", "steps")}
-
-seed: 0
-
-model:
-  name: {_yaml_string(net)}
-  num_classes: {len(data.class_counts)}
-
-data:
-  dataset: {_yaml_string(data.dataset)}
-{_comment(crops.why, indent=2)}
-  # flip mirrors half of them; false where left and right matter, as in digits and letters.
-  train: {crops.train}
-  eval: {crops.test}
-{_normalisation(start)}
-
-train:
-{_comment(_why_batch(data.num_images, batch, full_batch, steps, left_out), indent=2)}
-  global_batch_size: {batch}
-  # Batch norm sees this many images, and every worker needs one micro-batch of a step.
-  micro_batch_size: {micro_batch}
-{_comment(why_epochs, indent=2)}
-  total_epochs: {epochs}
-{_precision(data)}
-
-{_comment(f"{why_rate} {why_decay}")}
-optim: {{name: sgd, lr: {rate:.3g}, momentum: 0.9, weight_decay: {decay:g}}}
-
-# The rate rises during the warm-up, because the first steps are the wildest, and then falls to 0.
-schedule: {{kind: cosine, warmup: {{epochs: {epochs // 20}}}}}
-
-# batch_size: images per forward pass, which is a matter of speed. An evaluation takes time, and 50 make a smooth curve.
-eval: {{batch_size: 64, every_epochs: {max(1, epochs // 50)}}}
-"""
-    warnings = [*crops.warnings, *_net_warnings(data, net, for_cifar=for_cifar)]
+    sections = [
+        [
+            *_comment(
+                f"{shown(net)} on {data.num_images:,} pictures of {classes}, {how}. By resnet-dist new; edit it."
+            ),
+            "#",
+            f"#   {command}",
+            "#",
+            *_comment(f"Data       {_classes(data)}", hanging=11),
+            f"# Hardware   1 to {num_micro_batches} workers ({num_micro_batches} micro-batches a step), CPUs or GPUs",
+            f"# Length     {_count(epochs, 'epoch', 'epochs')} of {_count(steps, 'step', 'steps')}",
+        ],
+        ["seed: 0"],
+        ["model:", f"  name: {_yaml(net)}", f"  num_classes: {len(data.class_counts)}", *_weights(start)],
+        [
+            "data:",
+            f"  dataset: {_yaml(data.dataset)}",
+            *_comment(crops.why, indent=2),
+            "  # flip mirrors half of them; false where left and right matter, as in digits and letters.",
+            f"  train: {crops.train}",
+            f"  eval: {crops.test}",
+            *_normalisation(data, start),
+            *sampling,
+        ],
+        [
+            "train:",
+            *_comment(_why_batch(data.num_images, batch, full_batch, steps, left_out), indent=2),
+            f"  global_batch_size: {batch}",
+            "  # Batch norm sees this many images, and every worker needs one micro-batch of a step.",
+            f"  micro_batch_size: {micro_batch}",
+            *_batch_norm(micro_batch, fine_tuning=tuning),
+            *_comment(why_epochs, indent=2),
+            f"  total_epochs: {epochs}",
+            _precision(data),
+            *class_weights,
+        ],
+        _optimizer(data, batch, full_batch, fine_tuning=tuning),
+        [
+            "# The rate rises during the warm-up, because the first steps are the wildest, and then falls to 0.",
+            f"schedule: {{kind: cosine, warmup: {{epochs: {epochs // 20}}}}}",
+        ],
+        _evaluation(data, epochs),
+    ]
+    warnings = [*crops.warnings, *_net_warnings(data, net, start, for_cifar=for_cifar)]
     if left_out > MOST_LEFT_OUT * data.num_images:
         warnings.append(
             f"{left_out} of the {data.num_images} training images are left out of each epoch, different ones each "
-            "time, because no fitting batch size divides their number; one picture more or less would do"
+            "time, because no fitting batch size divides their number; one picture more or less would help"
         )
-    if start is not None and not start.normalisation_is_known:
+    if start is not None and start.mean is None:
         warnings.append(
             f"{start.source} does not say which mean and std it was trained with; ImageNet's are in the recipe, as for "
             "most published weights: change data.mean and data.std if you know better"
         )
-    return text, warnings
+    return "\n\n".join("\n".join(lines) for lines in sections) + "\n", warnings
 
 
 # ---- decisions -------------------------------------------------------------------------------------------------------
@@ -197,20 +214,24 @@ def _choose_epochs(steps: int, *, fine_tuning: bool) -> tuple[int, str]:
     return epochs, f"{why}: {wanted:,} steps, but {least} to {most} epochs."
 
 
-def _choose_rate(batch: int, full_batch: int, *, fine_tuning: bool) -> tuple[float, str]:
-    peak = 0.01 if fine_tuning else 0.1
-    why = "a tenth of that for training from nothing" if fine_tuning else "the usual rate from nothing"
-    return peak * batch / full_batch, (
-        f"lr: {peak:g} for {full_batch} images, {why}, and in proportion for other batches (Goyal et al. 2017)."
-    )
-
-
-def _choose_decay(data: DataFacts, *, fine_tuning: bool) -> tuple[float, str]:
+def _optimizer(data: DataFacts, batch: int, full_batch: int, *, fine_tuning: bool) -> list[str]:
+    peak, decay, factors = (0.03, 1e-4, ", lr_factors: {head: 10}") if fine_tuning else (0.1, 5e-4, "")
+    why_peak, why_decay = "the usual rate from nothing", "five times ImageNet's, because a smaller set overfits sooner"
     if fine_tuning:
-        return 1e-4, "weight_decay: as the published weights had it."
-    if data.num_images >= LARGE_SET:
-        return 1e-4, "weight_decay: ImageNet's usual."
-    return 5e-4, "weight_decay: five times ImageNet's, because a smaller set overfits sooner."
+        why_peak, why_decay = "a third of that from nothing", "as ImageNet's weights were trained"
+    elif data.num_images >= LARGE_SET:
+        decay, why_decay = 1e-4, "ImageNet's usual"
+    why = (
+        f"lr: {peak:g} for {full_batch} images, {why_peak}, and in proportion for other batches (Goyal et al. 2017). "
+        f"weight_decay: {why_decay}."
+    )
+    if fine_tuning:
+        why += (
+            " The new classifier learns faster than the layers below. Layers that stay as they are (freeze: [stem, "
+            "layer1]) save time and cannot overfit."
+        )
+    settings = f"lr: {peak * batch / full_batch:.3g}, momentum: 0.9, weight_decay: {decay:g}{factors}"
+    return [*_comment(why), f"optim: {{name: sgd, {settings}}}"]
 
 
 def _precision(data: DataFacts) -> str:
@@ -219,17 +240,61 @@ def _precision(data: DataFacts) -> str:
     return "  precision: fp32          # bf16 is twice as fast on GPUs since the A100"
 
 
-def _normalisation(start: StartFacts | None) -> str:
-    mean, std, whose = (
-        (IMAGENET_MEAN, IMAGENET_STD, "ImageNet's, which fit most photographs")
-        if start is None
-        else (
-            start.mean,
-            start.std,
-            "what the weights were trained with" if start.normalisation_is_known else "ImageNet's",
-        )
+def _batch_norm(micro_batch: int, *, fine_tuning: bool) -> list[str]:
+    if not fine_tuning or micro_batch >= 16:
+        return []
+    why = (
+        f"Batch norm keeps the means and variances that came with the weights: those of {micro_batch} images are noise."
     )
-    return f"  mean: {list(mean)}    # {whose}\n  std: {list(std)}"
+    return [*_comment(why, indent=2), "  freeze_bn_statistics: true"]
+
+
+def _weights(start: StartFacts | None) -> list[str]:
+    if start is None:
+        return []
+    head, why = "new", "The weights are of other classes: the classifier starts at random, all layers below from them."
+    if start.same_classes:
+        head, why = "keep", "All layers start from them, the classifier too, because the classes are the same."
+    return [
+        *(f"  {key}: {_yaml(value)}" for key, value in start.net_options.items()),
+        f"  # {why}",
+        f"  init: {{weights: {_yaml(start.source)}, head: {head}}}",
+    ]
+
+
+def _normalisation(data: DataFacts, start: StartFacts | None) -> list[str]:
+    if start is None and data.has_statistics:
+        return ["  mean: from_data         # those of the training images, from their manifest", "  std: from_data"]
+    if start is not None and start.mean is not None and start.std is not None:
+        return [
+            f"  mean: {list(start.mean)}    # as the weights were trained, whatever the data",
+            f"  std: {list(start.std)}",
+        ]
+    return [f"  mean: {list(IMAGENET_MEAN)}    # ImageNet's", f"  std: {list(IMAGENET_STD)}"]
+
+
+def _choose_weights(data: DataFacts, batch: int) -> tuple[list[str], list[str]]:
+    """What makes up for rare classes: lines of the sections data and train."""
+    if data.lopsidedness < LOPSIDED:
+        return [], []
+    ratio = f"The largest class has {data.lopsidedness:,.0f} times the images of the smallest"
+    if batch * max(data.class_counts) >= data.num_images * data.lopsidedness:  # one image of the smallest, on average
+        why = f"{ratio}, but a batch has some of each, so weights in the loss can make up for it."
+        return [], [*_comment(why, indent=2), "  loss: {kind: cross_entropy, class_weights: balanced}"]
+    why = (
+        f"{ratio}, of which most batches have none, so rare classes are shown more often. power: 0 would show all "
+        "classes equally often, 1 each as often as it is; between them, rare images are not repeated too much."
+    )
+    return [*_comment(why, indent=2), "  sampling: {kind: balanced, power: 0.5}"], []
+
+
+def _evaluation(data: DataFacts, epochs: int) -> list[str]:
+    why = "batch_size: images per forward pass, a matter of speed. Evaluations take time; 50 make a smooth curve."
+    best_by = ""
+    if data.lopsidedness >= LOPSIDED:
+        why += " best_by: the accuracy of each class counts the same; in val/top1 rare classes hardly count."
+        best_by = ", best_by: balanced_top1"
+    return [*_comment(why), f"eval: {{batch_size: 64, every_epochs: {max(1, epochs // 50)}{best_by}}}"]
 
 
 @dataclass(frozen=True)
@@ -250,23 +315,25 @@ def _choose_crops(data: DataFacts, start: StartFacts | None, *, for_cifar: bool)
             why=f"All pictures have {side} x {side} px: shifted by an eighth of that in training, never resized.",
         )
     multiple = 4 if for_cifar else 16
-    usual_size, usual_resize = (56, 64) if for_cifar else (224, 256)
+    usual_size, usual_resize = (64, 64) if for_cifar else (224, 256)
+    resampling = ""
     if start is not None and start.size and start.resize:
         usual_size, usual_resize = start.size, start.resize
+        resampling = f", interpolation: {start.interpolation}" if start.interpolation else ""
     resize = max(multiple, min(side, usual_resize))
     share = usual_size / usual_resize
     size = usual_size if resize == usual_resize else max(multiple, int(resize * share) // multiple * multiple)
     area = 0.08 if data.num_images >= LARGE_SET else 0.35
     why = (
         f"The shorter sides of the pictures have {side} px in the median. The net sees {size} px: in evaluation the "
-        f"centre of a picture resized to {resize} px, in training a random part of its area, {area:.0%} or more"
+        f"centre of a picture resized to {resize} px, in training a random part of its area, {100 * area:.0f} % or more"
         f" ({'as on ImageNet' if area < 0.1 else '8 % on ImageNet, which small sets do not need'})."
     )
     if data.smallest_side < resize:
         why += f" Pictures below {resize} px, down to {data.smallest_side}, are enlarged."
     return _Crops(
-        train=f"{{kind: random_resized_crop, size: {size}, scale: [{area}, 1.0], flip: true}}",
-        test=f"{{kind: center_crop, size: {size}, resize: {resize}}}",
+        train=f"{{kind: random_resized_crop, size: {size}, scale: [{area}, 1.0], flip: true{resampling}}}",
+        test=f"{{kind: center_crop, size: {size}, resize: {resize}{resampling}}}",
         why=why,
         warnings=(f"half of the pictures have {side} px or less and are enlarged to {resize}",)
         if side < resize
@@ -274,14 +341,17 @@ def _choose_crops(data: DataFacts, start: StartFacts | None, *, for_cifar: bool)
     )
 
 
-def _net_warnings(data: DataFacts, net: str, *, for_cifar: bool) -> list[str]:
+def _net_warnings(data: DataFacts, net: str, start: StartFacts | None, *, for_cifar: bool) -> list[str]:
     side, other = data.short_side, suggest_net(data)
     if for_cifar and side > 2 * SMALL_PICTURE:
         return [f"{net} is for small pictures, and these have {side} px; --net {other} sees more of them"]
+    enlarge = "enlarge them on purpose, with a random_resized_crop of a larger size, and data.eval likewise"
+    if start is not None and start.size and side < start.size / 2:
+        return [f"the weights are for {start.size} px, and these pictures have {side} px: you may have to {enlarge}"]
     if not for_cifar and side <= SMALL_PICTURE:
         return [
-            f"{net} shrinks pictures 32 times, and these have {side} px: use a net for small ones, such as --net "
-            f"{other}, or enlarge them on purpose, with a random_resized_crop of a larger size, and data.eval likewise"
+            f"{net} shrinks pictures 32 times, and these have {side} px: take a net for small ones, such as --net "
+            f"{other}, or {enlarge}"
         ]
     return []
 
@@ -295,18 +365,15 @@ def _classes(data: DataFacts) -> str:
     return f"{data.dataset}: {', '.join(named[:10])}{more}"
 
 
-def _comment(text: str, *, indent: int = 0, hanging: int = 0) -> str:
+def _comment(text: str, *, indent: int = 0, hanging: int = 0) -> list[str]:
     prefix = " " * indent + "# "
-    return textwrap.fill(text, 120, initial_indent=prefix, subsequent_indent=prefix + " " * hanging)
+    return textwrap.wrap(text, 120, initial_indent=prefix, subsequent_indent=prefix + " " * hanging)
 
 
 def _count(number: int, one: str, several: str) -> str:
     return f"{number:,} {one if number == 1 else several}"
 
 
-def _yaml_string(text: str) -> str:
-    try:
-        plain = parse_yaml(f"key: {text}") == {"key": text}
-    except ValueError:
-        plain = False
-    return text if plain else yaml.safe_dump(text, default_style='"', width=math.inf).strip()
+def _yaml(value: Any) -> str:
+    """On one line; quoted if it has to be."""
+    return yaml.safe_dump(value, default_flow_style=True, width=math.inf).removesuffix("...\n").strip()

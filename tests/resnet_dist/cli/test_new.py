@@ -8,12 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import typer
 
 import resnet_dist.cli
 from resnet_dist.config.loading import load_profile, load_recipe
 from resnet_dist.errors import UserError
 from resnet_dist.launch.preflight import prepare
+from resnet_dist.models import build_model
 from tests.resnet_dist.tiny_data import write_tiny_digits
 
 ROOT = Path(__file__).parents[3]
@@ -63,6 +65,27 @@ def test_missing_validation_data_is_warned_of(folder: Path, capsys: pytest.Captu
     assert "resnet50 shrinks pictures 32 times, and these have 8 px" in err
 
 
+def test_published_weights_bring_their_transform_and_are_not_downloaded(folder: Path) -> None:
+    run("--data", "my/train.beton", "--from", "torchvision:resnet18.IMAGENET1K_V1", "--output", "my.yaml")
+    recipe = load_recipe("my.yaml")
+    assert (recipe.model.name, recipe.model.num_classes) == ("resnet18", 4)
+    assert recipe.model.init is not None
+    assert recipe.model.init.weights == "torchvision:resnet18.IMAGENET1K_V1"
+    assert recipe.data.mean == (123.675, 116.28, 103.53)
+
+
+def test_a_file_of_weights_is_checked_against_the_net(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    torch.save(build_model("resnet20", 10).state_dict(), "w.pth")
+    with pytest.raises(UserError, match=r"w\.pth: "):
+        run("--data", "my/train.beton", "--from", "w.pth", "--net", "resnet32", "--output", "my.yaml")
+    run("--data", "my/train.beton", "--from", "w.pth", "--output", "my.yaml")
+    assert "which mean and std" in capsys.readouterr().err
+    profile = load_profile("cluster/profiles/laptop.yaml", [f"data_root={folder}"])
+    prepared = prepare(load_recipe("my.yaml"), profile, "run")
+    assert prepared.recipe.model.init is not None
+    assert prepared.recipe.model.init.digest is not None
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -70,6 +93,7 @@ def test_missing_validation_data_is_warned_of(folder: Path, capsys: pytest.Captu
         (["--data", "none/train.beton"], "none/train.beton: does not exist"),
         (["--data", "my/train.beton", "--net", "resnet51"], "there is no net 'resnet51'"),
         (["--data", "my/train.beton", "--net", "a: b"], "there is no net 'a: b'"),
+        (["--data", "my/train.beton", "--net", "resnet50", "--from", "timm:resnet18.a1_in1k"], "is of a resnet18"),
     ],
 )
 def test_mistakes_write_nothing(folder: Path, words: list[str], message: str) -> None:

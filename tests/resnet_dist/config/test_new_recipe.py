@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 
 from resnet_dist.config.loading import bare_profile, recipe_from_yaml
 from resnet_dist.config.new_recipe import (
+    LOPSIDED,
     MOST_LEFT_OUT,
     DataFacts,
     StartFacts,
@@ -59,8 +61,16 @@ def data_sets(draw: st.DrawFn) -> DataFacts:
 
 STARTS = st.one_of(
     st.none(),
-    st.builds(StartFacts, st.text(min_size=1), size=st.none()),
-    st.builds(StartFacts, st.just("w.pth"), size=st.integers(16, 512), resize=st.integers(512, 600)),
+    st.builds(StartFacts, st.text(min_size=1).filter(str.isprintable)),
+    st.builds(
+        StartFacts,
+        st.just("w.pth"),
+        net_options=st.sampled_from([{}, {"zero_init_residual": True}]),
+        same_classes=st.booleans(),
+        size=st.integers(16, 512),
+        resize=st.integers(512, 600),
+        interpolation=st.sampled_from([None, "bicubic"]),
+    ),
 )
 
 
@@ -117,20 +127,57 @@ def test_cifar_gets_the_papers_net_batch_and_crop() -> None:
 
 def test_fine_tuning_takes_the_weights_own_transform_and_fewer_steps_at_a_lower_rate() -> None:
     data = facts(100, 100, side=500, sides=(300, 800))
-    start = StartFacts("torchvision:resnet50.IMAGENET1K_V2", (1, 2, 3), (50, 50, 50), True, 224, 232)
+    source = "torchvision:resnet50.IMAGENET1K_V2"
+    start = StartFacts(source, mean=(1, 2, 3), std=(50, 50, 50), size=224, resize=232, interpolation="bicubic")
     tuned, text, warnings = written(data, "resnet50", start)
     scratch, _, _ = written(data, "resnet50")
+    assert tuned.model.init is not None
+    assert (tuned.model.init.weights, tuned.model.init.head) == (source, "new")
     assert (tuned.data.mean, tuned.data.std) == ((1, 2, 3), (50, 50, 50))
-    assert (tuned.data.eval.size, tuned.data.eval.resize) == (224, 232)
+    assert (tuned.data.eval.size, tuned.data.eval.resize, tuned.data.eval.interpolation) == (224, 232, "bicubic")
+    assert scratch.data.mean == scratch.data.std == "from_data"
     assert tuned.train.total_epochs < scratch.train.total_epochs
     assert tuned.optim.lr < scratch.optim.lr
-    assert "from torchvision:resnet50.IMAGENET1K_V2" in text
+    assert tuned.optim.lr_factors == {"head": 10}
+    assert f"from {source}" in text
     assert warnings == []
 
 
-def test_weights_that_do_not_say_their_normalisation_are_told_of() -> None:
-    _, _, warnings = written(facts(100, 100, side=32), "resnet20", StartFacts("resnet20.th"))
+def test_weights_of_the_same_classes_keep_their_classifier() -> None:
+    tuned, _, _ = written(facts(100, 100), None, StartFacts("runs/first", same_classes=True, net="resnet18"))
+    assert tuned.model.init is not None
+    assert tuned.model.init.head == "keep"
+
+
+def test_small_micro_batches_leave_batch_norm_as_the_weights_have_it() -> None:
+    start = StartFacts("w.pth")
+    assert written(facts(100, 100), None, start)[0].train.freeze_bn_statistics
+    assert not written(facts(10_000, 10_000), None, start)[0].train.freeze_bn_statistics
+    assert not written(facts(100, 100))[0].train.freeze_bn_statistics
+
+
+def test_weights_that_do_not_say_their_normalisation_are_warned_of() -> None:
+    recipe, _, warnings = written(facts(100, 100, side=32), "resnet20", StartFacts("resnet20.th"))
     assert ["which mean and std" in warning for warning in warnings] == [True]
+    assert recipe.data.mean == (123.675, 116.28, 103.53)
+
+
+def test_a_manifest_without_statistics_gets_imagenets() -> None:
+    assert written(facts(100, 100, has_statistics=False))[0].data.mean == (123.675, 116.28, 103.53)
+
+
+@pytest.mark.skipif(math.isinf(LOPSIDED), reason="recipes have no sampling yet")
+def test_lopsided_classes_get_weights_and_very_lopsided_ones_are_sampled() -> None:
+    even, _, _ = written(facts(100, 250))
+    assert (even.train.loss.class_weights, even.data.sampling, even.eval.best_by) == (None, None, "top1")
+    lopsided, text, _ = written(facts(100, 0, 400))
+    assert (lopsided.train.loss.class_weights, lopsided.data.sampling) == ("balanced", None)
+    assert lopsided.eval.best_by == "balanced_top1"
+    assert "The largest class has 4 times the images of the smallest" in text
+    rare, _, _ = written(facts(5, 5000))
+    assert rare.train.loss.class_weights is None
+    assert rare.data.sampling is not None
+    assert rare.data.sampling.kind == "balanced"
 
 
 def test_a_net_for_other_sizes_is_warned_of_and_nothing_is_enlarged() -> None:
