@@ -321,4 +321,5 @@ def _name_of(item: BetonReader) -> dict[str, Any]:
         "num_samples": manifest.num_samples,
         "source": _ancestry(manifest.source, MAX_GENERATIONS),
         "quarantined": list(manifest.quarantined),
+        **({"salvaged": list(manifest.salvaged)} if manifest.salvaged else {}),
     }

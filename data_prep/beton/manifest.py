@@ -79,6 +79,8 @@ class Manifest:
     """`blake3:<hex>` of `<name>.samples.bin`, see `beton/contents.py`. Empty: there is none."""
     paths_digest: str = ""
     """`blake3:<hex>` of the text in `<name>.paths.txt.gz`, see `beton/paths.py`. Empty: there is none."""
+    salvaged: tuple[Mapping[str, Any], ...] = ()
+    """Samples whose files are damaged, stored as far as they decode: `index`, `key`, `reason` as in `quarantined`."""
     statistics: Mapping[str, Any] = field(default_factory=dict)
     """`mean` and `std` of R, G and B in grey levels, over `num_pixels` pixels of `num_images` images decoded at `size`
     px, see `beton/statistics.py`. Empty: not computed."""
@@ -105,8 +107,9 @@ class Manifest:
         text = "{\n" + ",\n".join(lines) + "\n}\n"
         if len(text) * 4 > MAX_MANIFEST_BYTES < len(text.encode("utf-8", errors="backslashreplace")):
             raise UserError(
-                f"the manifest would have more than {MAX_MANIFEST_BYTES >> 20} MiB, with {len(self.quarantined):,} "
-                "samples left out; remove them from the source instead"
+                f"the manifest would have more than {MAX_MANIFEST_BYTES >> 20} MiB, with "
+                f"{len(self.quarantined) + len(self.salvaged):,} samples left out or salvaged; remove them from "
+                "the source instead"
             )
         return text
 
@@ -214,6 +217,7 @@ def describe_beton(
     quarantined: tuple[Mapping[str, Any], ...] = (),
     samples_digest: str = "",
     paths_digest: str = "",
+    salvaged: tuple[Mapping[str, Any], ...] = (),
     statistics: Mapping[str, Any] = {},
 ) -> Manifest:
     """The manifest of a beton with this layout and digest."""
@@ -240,6 +244,7 @@ def describe_beton(
         chunks=digest.chunks,
         samples_digest=samples_digest,
         paths_digest=paths_digest,
+        salvaged=salvaged,
         statistics=statistics,
     )
 
@@ -264,7 +269,7 @@ _ITEM_TYPES: Mapping[str, type] = {
 }
 
 
-_OPTIONAL: Mapping[str, Any] = {**dict.fromkeys(_SIDE_FILES, ""), "statistics": {}}
+_OPTIONAL: Mapping[str, Any] = {**dict.fromkeys(_SIDE_FILES, ""), "salvaged": (), "statistics": {}}
 """Fields that manifests of earlier versions, or of betons that were not converted, lack, and what they mean then."""
 
 
@@ -341,9 +346,9 @@ def _contradiction(manifest: Manifest) -> str | None:
     for low, high in (("min_height", "max_height"), ("min_width", "max_width")):
         if not 1 <= getattr(manifest, low) <= getattr(manifest, high) <= layout.MAX_SIDE_PX:
             return f"{low} and {high} are not sides of images: {getattr(manifest, low)}, {getattr(manifest, high)}"
-    for entry in manifest.quarantined:
+    for entry in (*manifest.quarantined, *manifest.salvaged):
         if not (_is_count(entry.get("index")) and all(isinstance(entry.get(name), str) for name in ("key", "reason"))):
-            return "quarantined: expected an index, a key and a reason for each"
+            return "quarantined or salvaged: expected an index, a key and a reason for each"
     if manifest.statistics and not is_statistics(manifest.statistics):
         return "statistics should have size, mean, std, num_images and num_pixels"
     if not all(isinstance(version, str) for version in manifest.versions.values()):

@@ -113,10 +113,15 @@ def convert(
         ),
     ] = "decode",
     on_error: Annotated[
-        str, typer.Option(help="Bad samples: fail (list them all, write nothing) or quarantine (leave them out).")
+        str,
+        typer.Option(
+            help="Bad samples: fail (list them all, write nothing), quarantine (leave them out), or reencode (keep "
+            "what decodes of damaged JPEGs, leave out the others).",
+        ),
     ] = "fail",
     max_bad: Annotated[
-        str | None, typer.Option(help=f"quarantine: leave out at most N samples, or N%.  [default: {DEFAULT_MAX_BAD}]")
+        str | None,
+        typer.Option(help=f"quarantine, reencode: leave out at most N samples, or N%.  [default: {DEFAULT_MAX_BAD}]"),
     ] = None,
     page_mib: Annotated[
         int, typer.Option(help="Size of the beton's pages, MiB; the largest image must fit in one.")
@@ -169,7 +174,7 @@ def convert(
 
 
 def _print_outcome(outcome: ConvertReport, exif: str, seconds: float) -> None:
-    from data_prep.converter.output import QUARANTINE, open_output
+    from data_prep.converter.output import QUARANTINE, SALVAGED, open_output
 
     manifest = outcome.manifest
     if outcome.already_done:
@@ -186,6 +191,9 @@ def _print_outcome(outcome: ConvertReport, exif: str, seconds: float) -> None:
     if manifest.quarantined:
         listed = open_output(outcome.path).name_of(QUARANTINE)
         echo(f"{len(manifest.quarantined):,} bad samples were left out: {listed}")
+    if manifest.salvaged:
+        listed = open_output(outcome.path).name_of(SALVAGED)
+        echo(f"{len(manifest.salvaged):,} damaged JPEGs were encoded again from what decodes of them: {listed}")
     if manifest.source["label_checks"]:
         echo(f"labels: {'; '.join(manifest.source['label_checks'])}")
     typer.echo(f"digest {manifest.digest}")
@@ -199,6 +207,7 @@ def _facts(outcome: ConvertReport) -> dict[str, Any]:
     return {
         **facts_of(outcome.path, manifest),
         "num_quarantined": len(manifest.quarantined),
+        "num_salvaged": len(manifest.salvaged),
         "num_untouched": manifest.num_untouched,
         "already_done": outcome.already_done,
         "warnings": list(outcome.warnings),
@@ -282,5 +291,7 @@ def _colour(text: str) -> tuple[int, int, int]:
 
 def _bad_policy(on_error: str, max_bad: str | None) -> BadPolicy:
     if on_error == "fail" and max_bad is not None:
-        raise UserError("--max-bad limits what --on-error quarantine leaves out; add that option, or omit --max-bad")
+        raise UserError(
+            "--max-bad limits what --on-error quarantine or reencode leaves out; add one of them, or omit --max-bad"
+        )
     return BadPolicy(on_error, DEFAULT_MAX_BAD if max_bad is None else max_bad)  # type: ignore[arg-type]

@@ -25,7 +25,15 @@ from data_prep.beton.paths import PATHS, pack_paths
 from data_prep.beton.statistics import statistics_of
 from data_prep.converter.context import Pool, Progress, ThisProcess
 from data_prep.converter.encode import encoder_versions
-from data_prep.converter.output import BAD_SAMPLES, QUARANTINE, Output, cannot_be_written, open_output, read_work_file
+from data_prep.converter.output import (
+    BAD_SAMPLES,
+    QUARANTINE,
+    SALVAGED,
+    Output,
+    cannot_be_written,
+    open_output,
+    read_work_file,
+)
 from data_prep.converter.plan import (
     ENDS_IN_SOURCE,
     PART_PREFIX,
@@ -166,6 +174,7 @@ def convert_opened(
     notes = (*source.notes, *class_notes(source.class_names, place))
     for note in notes:
         progress.log(shown(f"note: {note}", None))
+    settings = replace(settings, salvage=settings.salvage or bad_policy.on_error == "reencode")
     plan = make_plan(len(source), source.description, settings, encoder_versions())
     with cannot_be_written(place.shown):
         finished = _finished_before(place, plan, bad_policy)
@@ -218,7 +227,10 @@ def _finished_before(output: Output, plan: ConversionPlan, policy: BadPolicy) ->
         return None
     manifest = Manifest.from_json(text, output.name_of(MANIFEST))
     require_size(output.shown, num_bytes, manifest)
-    if facts_of(manifest.source) != facts_of(asdict(plan.source)) or not plan.settings.made(manifest.settings):
+    settings = plan.settings
+    if not manifest.quarantined and not manifest.salvaged:  # nothing was damaged, so it does not matter
+        settings = replace(settings, salvage=manifest.settings.get("salvage", False))
+    if facts_of(manifest.source) != facts_of(asdict(plan.source)) or not settings.made(manifest.settings):
         raise UserError(
             f"{output.shown}: exists and was made from another source or with other settings (see its manifest); "
             "remove it or choose another --output"
@@ -282,7 +294,7 @@ class _Conversion:
 
         before = _finished_parts(output, plan, progress.log)
         # Bad samples may be repaired by now, or could not be read for a temporary reason.
-        kept = [part for part in before if policy.on_error == "quarantine" or not part.bad]
+        kept = [part for part in before if policy.on_error != "fail" or not part.bad]
         names = output.names()
         self._found = {part.unit.number: part for part in kept}
         self._missing = deque(unit for unit in plan.units if unit.number not in self._found)
@@ -300,7 +312,7 @@ class _Conversion:
         self._num_running = 0
 
         self._samples_read = sum(len(part.unit) for part in kept)
-        self._num_bad = sum(len(part.bad) for part in kept)
+        self._num_bad = len(_left_out(kept))
         self._source_bytes = self._written_bytes = 0
         self._read_by: Counter[str] = Counter()
         self._written_by: Counter[str] = Counter()
@@ -407,25 +419,22 @@ class _Conversion:
         total = self._plan.num_samples
         self._progress.encoded(self._samples_read, total, self._source_bytes, self._num_bad, self._read_by)
 
-    @property
-    def _bad(self) -> list[BadSampleReport]:
-        return [report for part in self._parts for report in part.bad]
-
     def _judged_rows(self) -> NDArray[np.void]:
         """The `PART_ROW`s of all samples. UserError if too many are bad, which are then listed in a file; ImageChanged
         if one changed while ranges were written."""
-        plan, output, policy, bad = self._plan, self._output, self._policy, self._bad
+        plan, output, policy, bad = self._plan, self._output, self._policy, _left_out(self._parts)
         limit = policy.limit(plan.num_samples)
         rows = np.concatenate([part.rows for part in self._parts])
         is_refused, is_empty = len(bad) > limit, not (rows["size"] > 0).any()
         output.write_text(BAD_SAMPLES, _as_table(bad) if is_refused or is_empty else None)
         if is_refused:
-            allowed = f", --max-bad {policy.max_bad} allows {limit:,}" if policy.on_error == "quarantine" else ""
+            allowed = f", --max-bad {policy.max_bad} allows {limit:,}" if policy.on_error != "fail" else ""
             raise UserError(
                 f"{plan.source.location}: {len(bad):,} of {plan.num_samples:,} images cannot be stored{allowed} "
                 f"(first: {shown(bad[0].key)} {shown(bad[0].reason)}); no beton was written; all are listed in "
                 f"{output.name_of(BAD_SAMPLES)}; fix or remove them, or leave them out with --on-error quarantine "
-                "--max-bad N, then run the same command again"
+                "--max-bad N, or keep what decodes of damaged JPEGs with --on-error reencode, then run the same "
+                "command again"
             )
         if is_empty:
             raise UserError(
@@ -450,7 +459,8 @@ class _Conversion:
             )
         stop.check()
         output.require_owned()
-        bad = self._bad
+        left_out = _left_out(self._parts)
+        salvaged = [report for part in self._parts for report in part.bad if report.is_stored]
         is_stored = np.concatenate([part.rows["size"] > 0 for part in self._parts])
         paths, paths_digest = pack_paths(map(self.job.source.key, np.flatnonzero(is_stored).tolist()))
         manifest = describe_beton(
@@ -461,13 +471,15 @@ class _Conversion:
             settings=plan.settings.as_dict(),
             source=asdict(plan.source),
             versions=plan.versions,
-            quarantined=tuple(asdict(report) for report in bad),
+            quarantined=tuple(report.entry() for report in left_out),
+            salvaged=tuple(report.entry() for report in salvaged),
             samples_digest=digest_bytes(contents),
             paths_digest=paths_digest,
             statistics=statistics_of(np.sum([part.sums for part in self._parts], axis=0)),
         )
         text = manifest.to_json()
-        output.write_text(QUARANTINE, _as_table(bad) if bad else None)
+        output.write_text(QUARANTINE, _as_table(left_out) if left_out else None)
+        output.write_text(SALVAGED, _as_table(salvaged) if salvaged else None)
         output.write_bytes(CONTENTS, contents)
         output.write_bytes(PATHS, paths)
         output.write(PUBLISHING, b"")
@@ -484,6 +496,10 @@ class _Conversion:
                 here = np.flatnonzero(task.samples["spill"] == ENDS_IN_SOURCE)
                 contents[task.range.samples.start + here] = np.frombuffer(report.written.contents, dtype=CONTENT)[here]
         return contents
+
+
+def _left_out(parts: Sequence[UnitPart]) -> list[BadSampleReport]:
+    return [report for part in parts for report in part.bad if not report.is_stored]
 
 
 def _as_table(bad: Sequence[BadSampleReport]) -> str:

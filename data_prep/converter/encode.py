@@ -17,7 +17,14 @@ from numpy.typing import NDArray
 from data_prep.beton import layout
 from data_prep.beton.digest import sample_digest
 from data_prep.beton.ranges import RANGE_BYTES
-from data_prep.converter.picture import BadSample, decode_rgb, is_read_to_its_end, is_shown_right
+from data_prep.converter.picture import (
+    BadSample,
+    DamagedSample,
+    decode_damaged,
+    decode_rgb,
+    is_read_to_its_end,
+    is_shown_right,
+)
 from data_prep.converter.settings import DEFAULT_QUALITY, ConvertSettings
 from data_prep.errors import Fault, UserError
 from data_prep.jpeg import turbojpeg
@@ -47,6 +54,8 @@ class Encoded:
     """`data` is the source's own."""
     is_rotated: bool = False
     """The source has an EXIF orientation, applied or not."""
+    damage: str = ""
+    """What was wrong with the source's file, if it was encoded again from what could be decoded of it."""
 
 
 class LeftInSource(NamedTuple):
@@ -123,7 +132,13 @@ def _encoded_or_bad(
 ) -> Encoded | BadSample:
     """Any error in one image makes it a bad sample, and has no other effect."""
     try:
-        return _encode(data, settings, index, as_it_is)
+        try:
+            return _encode(data, settings, index, as_it_is)
+        except DamagedSample as error:
+            pixels = decode_damaged(data, settings) if settings.salvage else None
+            if pixels is None:
+                return error
+            return replace(_encode_pixels(data, pixels, settings, index), damage=str(error))
     except BadSample as error:
         return error
     except BadPicture as error:
@@ -142,7 +157,11 @@ def _encode(data: bytes, settings: ConvertSettings, index: int, as_it_is: Encode
         raise BadSample("is empty")
     if as_it_is is not None and is_read_to_its_end(data):
         return as_it_is
-    pixels = decode_rgb(data, settings)
+    return _encode_pixels(data, decode_rgb(data, settings), settings, index)
+
+
+def _encode_pixels(data: bytes, pixels: NDArray[np.uint8], settings: ConvertSettings, index: int) -> Encoded:
+    """`data`: the file that they are from."""
     encoded = _as_pixels(pixels, settings) if _is_wanted_raw(index, settings) else _as_jpeg(pixels, settings)
     if len(encoded.data) > settings.page_bytes:
         raise _too_large(len(encoded.data), settings)

@@ -38,8 +38,9 @@ from data_prep.beton.ranges import FileRange, Payload, Written, read_digests
 from data_prep.errors import Fault, UserError
 from data_prep.sources.files.paths import IS_URL
 
-BAD_SAMPLES, QUARANTINE = ".bad-samples.tsv", ".quarantine.tsv"
-"""Suffixes beside BETON and MANIFEST. The tables list the samples that prevented the beton, or that are not in it."""
+BAD_SAMPLES, QUARANTINE, SALVAGED = ".bad-samples.tsv", ".quarantine.tsv", ".salvaged.tsv"
+"""Suffixes beside BETON and MANIFEST. The tables list the samples that prevented the beton, that are not in it, or of
+which it has what could be decoded."""
 
 
 class WorkReader(Protocol):

@@ -42,6 +42,10 @@ class BadSample(Exception):
     """This sample cannot be stored; the message is the reason."""
 
 
+class DamagedSample(BadSample):
+    """A JPEG whose data are damaged; some of it may be decoded."""
+
+
 def decode_rgb(data: bytes, settings: ConvertSettings) -> NDArray[np.uint8]:
     """Any image file as RGB, uint8 [height, width, 3], shrunk to `max_side`. BadSample or BadPicture if it is damaged.
 
@@ -49,10 +53,7 @@ def decode_rgb(data: bytes, settings: ConvertSettings) -> NDArray[np.uint8]:
     """
     header = read_odd_jpeg_header(data)
     if header is not None:
-        size, remedy = (header.width, header.height), "use --max-side" if settings.max_side is None else SMALLER
-        require_sides(*size, remedy)
-        reduction = _reduction(size, shrunk_size(size, settings.max_side))
-        require_size(-(-size[0] // reduction), -(-size[1] // reduction), remedy)
+        reduction = _reduction(header, settings)
         try:
             return _finished(turbojpeg.decode_rgb(data, reduction), data, header, settings)
         except turbojpeg.UnreadableJpeg:
@@ -60,6 +61,18 @@ def decode_rgb(data: bytes, settings: ConvertSettings) -> NDArray[np.uint8]:
         except turbojpeg.JpegError as error:
             raise _bad_sample(error) from None
     return _decode_with_pillow(data, settings)
+
+
+def decode_damaged(data: bytes, settings: ConvertSettings) -> NDArray[np.uint8] | None:
+    """What can be decoded of a damaged JPEG, as `decode_rgb`; None if nothing can. BadPicture if it is too large."""
+    header = read_odd_jpeg_header(data)
+    if header is None:
+        return None
+    try:
+        pixels = turbojpeg.decode_damaged_rgb(data, header, _reduction(header, settings))
+    except turbojpeg.JpegError:
+        return None
+    return _finished(pixels, data, header, settings)
 
 
 def is_read_to_its_end(data: bytes) -> bool:
@@ -74,8 +87,9 @@ def is_read_to_its_end(data: bytes) -> bool:
 
 
 def _bad_sample(error: turbojpeg.JpegError) -> BadSample:
-    is_damaged = isinstance(error, turbojpeg.DamagedJpeg)
-    return BadSample(f"is {'damaged' if is_damaged else 'too large to decode'}: {error}")
+    if isinstance(error, turbojpeg.DamagedJpeg):
+        return DamagedSample(f"is damaged: {error}")
+    return BadSample(f"is too large to decode: {error}")
 
 
 def _finished(
@@ -101,10 +115,15 @@ def _decode_with_pillow(data: bytes, settings: ConvertSettings) -> NDArray[np.ui
     return shrink(np.ascontiguousarray(image), size)
 
 
-def _reduction(size: tuple[int, int], shrunk: tuple[int, int]) -> int:
-    """The largest of 1, 2, 4, 8 that leaves the resize filter its reserve."""
+def _reduction(header: JpegHeader, settings: ConvertSettings) -> int:
+    """The largest of 1, 2, 4, 8 that leaves the resize filter its reserve. BadPicture beyond the limits."""
+    size, remedy = (header.width, header.height), "use --max-side" if settings.max_side is None else SMALLER
+    require_sides(*size, remedy)
+    shrunk = shrunk_size(size, settings.max_side)
     factor = min(side // (target * DRAFT_RESERVE) for side, target in zip(size, shrunk, strict=True))
-    return next((reduction for reduction in (8, 4, 2) if factor >= reduction), 1)
+    reduction = next((reduction for reduction in (8, 4, 2) if factor >= reduction), 1)
+    require_size(-(-size[0] // reduction), -(-size[1] // reduction), remedy)
+    return reduction
 
 
 def shrink(pixels: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]:

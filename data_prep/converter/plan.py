@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 import xxhash
@@ -136,7 +136,7 @@ TRAILER = np.dtype(
         ("digest", "S32"),
     ]
 )
-MAGIC = b"dp-part6"
+MAGIC = b"dp-part7"
 MAX_BAD_BYTES = 64 << 20
 PART_PREFIX = "unit-"
 WHOLE_PREFIX = "whole-"
@@ -148,6 +148,12 @@ class BadSampleReport:
     index: int
     key: str
     reason: str
+    is_stored: bool = False
+    """What could be decoded of it is in the beton."""
+
+    def entry(self) -> dict[str, Any]:
+        """For the manifest."""
+        return {"index": self.index, "key": self.key, "reason": self.reason}
 
 
 def part_name(unit_number: int) -> str:
@@ -222,6 +228,7 @@ class UnitPart:
     unit: WorkUnit
     rows: NDArray[np.void]
     bad: Sequence[BadSampleReport]
+    """Also those of which something is stored."""
     sums: NDArray[np.int64]
     """The total of `statistics.measure` over those of its images that are measured."""
 

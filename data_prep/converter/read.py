@@ -78,6 +78,8 @@ def read_unit(job: Job, unit: WorkUnit) -> UnitReport:
                 else:
                     spill = not (result.untouched and job.reads_again)
                     part.put(index, result, label, content_of(read[index]), spill=spill)
+                    if result.damage:
+                        part.put_bad(BadSampleReport(index, job.source.key(index), result.damage, is_stored=True))
                     if job.settings.check == "decode" and is_measured(index, len(job.source)):
                         part.measure(result)
         part.finish()

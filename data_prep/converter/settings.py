@@ -17,7 +17,7 @@ Encoding = Literal["original", "jpeg", "raw", "mixed"]
 Subsampling = Literal["4:4:4", "4:2:2", "4:2:0"]
 Exif = Literal["ignore", "apply"]
 Check = Literal["decode", "headers"]
-OnError = Literal["fail", "quarantine"]
+OnError = Literal["fail", "quarantine", "reencode"]
 
 DEFAULT_QUALITY = 95
 DEFAULT_RAW_SHARE = 0.5
@@ -51,6 +51,8 @@ class ConvertSettings:
     check: Check = "decode"
     """How a JPEG that is stored unchanged is checked: `decode`: libjpeg-turbo decodes all of it without a warning;
     `headers`: its markers are read. One that is encoded again must decode without a warning in either case."""
+    salvage: bool = False
+    """A damaged JPEG is encoded again from what can be decoded of it. `convert` sets it with `on_error: reencode`."""
 
     def __post_init__(self) -> None:
         _require_one_of("--encode", self.encode, get_args(Encoding))
@@ -104,9 +106,10 @@ class BadPolicy:
     """What to do about samples that cannot be stored. In either case all samples are read and all bad ones reported."""
 
     on_error: OnError = "fail"
-    """`fail`: write no beton. `quarantine`: leave them out, up to `max_bad`, and list them."""
+    """`fail`: write no beton. `quarantine`: leave them out, up to `max_bad`, and list them. `reencode`: likewise, but
+    what can be decoded of damaged JPEGs is stored, however many they are, and listed too."""
     max_bad: str = DEFAULT_MAX_BAD
-    """With `quarantine`: a number of samples, or a share such as `0.1%`."""
+    """How many may be left out: a number of samples, or a share such as `0.1%`."""
 
     def __post_init__(self) -> None:
         _require_one_of("--on-error", self.on_error, get_args(OnError))
@@ -121,7 +124,7 @@ class BadPolicy:
             limit = Fraction(-1)
         if limit < 0 or (text.endswith("%") and limit > num_samples):
             raise UserError(f"--max-bad {self.max_bad}: expected a number, or a share such as {DEFAULT_MAX_BAD}")
-        return int(limit) if self.on_error == "quarantine" else 0
+        return int(limit) if self.on_error != "fail" else 0
 
 
 def _require_one_of(option: str, value: str, known: tuple[str, ...]) -> None:

@@ -30,10 +30,14 @@ from data_prep.jpeg.header import LIBJPEG_FRAMES, JpegHeader, plain, read_odd_jp
 _Result = TypeVar("_Result")
 
 STOP_ON_WARNING, LIMIT_SCANS, FAST_UPSAMPLE, FAST_DCT, ACCURATE_DCT = 8192, 32768, 256, 2048, 4096
+WARNING = 0
+"""TurboJPEG's code of an error after which there are pixels all the same."""
 RGB, GRAY, CMYK = 0, 6, 11
 """TurboJPEG's pixel formats."""
 SUBSAMPLING = {"4:4:4": 0, "4:2:2": 1, "4:2:0": 2}
 CHECK_REDUCTION = 8
+MOST_LOST = 0.9
+"""Largest share of a damaged picture that may be missing. The decoder leaves it grey."""
 
 
 class JpegError(Exception):
@@ -76,6 +80,27 @@ def decode_sound_rgb(data: bytes) -> NDArray[np.uint8]:
     """As `decode_rgb` at full size, but UnreadableJpeg also for warnings that affect no pixel, as training refuses
     them."""
     return _read_strictly(data, partial(_decode_rgb, reduction=1))
+
+
+def decode_damaged_rgb(data: bytes, header: JpegHeader, reduction: int) -> NDArray[np.uint8]:
+    """As `decode_rgb`, with what the decoder puts in place of damaged data: of a truncated file the rest is grey.
+
+    DamagedJpeg if the decoder gives up, or more than `MOST_LOST` of the picture is one colour.
+    """
+    _require_known_kind(header)
+    height, width, is_cmyk = _shape(header)
+    if is_cmyk or why_too_large(data, header) is not None:
+        raise UnreadableJpeg("is CMYK or too large")
+    pixels = np.zeros((-(-height // reduction), -(-width // reduction), 3), np.uint8)
+    with _decompressor() as (library, handle):
+        target = (pixels.ctypes.data, pixels.shape[1], 0, pixels.shape[0], RGB, LIMIT_SCANS)
+        is_whole = library.tjDecompress2(handle, data, len(data), *target) == 0
+        if not is_whole and library.tjGetErrorCode(handle) != WARNING:
+            raise DamagedJpeg(_message(library, handle))
+    _, counts = np.unique(pixels.reshape(-1, 3), axis=0, return_counts=True)
+    if counts.max() > MOST_LOST * counts.sum():
+        raise DamagedJpeg("next to nothing of it can be decoded")
+    return pixels
 
 
 class _Odd(UnreadableJpeg):
@@ -233,5 +258,6 @@ def open_library() -> Any:
     library.tjDecompress2.argtypes = [pointer, ctypes.c_char_p, size, pointer, *[number] * 5]
     library.tjCompress2.argtypes = [pointer, pointer, *[number] * 4, pointer, pointer, *[number] * 3]
     library.tjGetErrorStr2.argtypes = library.tjDestroy.argtypes = library.tjFree.argtypes = [pointer]
+    library.tjGetErrorCode.argtypes = [pointer]
     library.tjGetErrorStr2.restype = ctypes.c_char_p
     return library

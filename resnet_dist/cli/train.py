@@ -69,6 +69,8 @@ def train(
         typer.echo(json.dumps(asdict(result), sort_keys=True))
         return
     typer.echo(f"top-1 {result.metrics['val/top1']:.2f} % on the validation set after {result.step} steps")
+    if result.reason:
+        typer.echo(f"finished early: {result.reason}")
     typer.echo(f"run        {result.name}: MLflow run {result.run_id} at {result.tracking_uri}")
     typer.echo(f"model      {result.model_uri}")
     typer.echo(f"checkpoint {result.checkpoint}")

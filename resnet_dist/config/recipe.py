@@ -435,6 +435,17 @@ class BinaryCrossEntropy(Section):
     """Targets above this count as 1, all others as 0, so a mixed image has two labels; null: targets as they are."""
 
 
+class EarlyStopConfig(Section):
+    """Ends the run when evaluations no longer get better. Decided by the exact evaluation, so it is the same for any
+    number of workers. The last weights and the best ones are published, as at any run's end."""
+
+    metric: Literal["val/loss", "val/top1"]
+    patience: PositiveInt
+    """The run ends after this many evaluations in a row without a new best."""
+    min_delta: NonNegativeFloat = 0.0
+    """By how much a new best must be better: nats of val/loss, points of val/top1."""
+
+
 class EmaConfig(Section):
     """An exponential moving average of the weights, e = decay * e + (1 - decay) * w, batch norm's statistics included.
 
@@ -483,6 +494,7 @@ class TrainConfig(Section):
     freeze_bn_statistics: bool = False
     """Every batch norm normalises with its running statistics, which stay as they are, in training too; its weight and
     bias are trained. For weights that were trained before (`optim.freeze` does so for the stages that it names)."""
+    early_stop: EarlyStopConfig | None = None
     channels_last: bool = True
     cpu_threads: PositiveInt = 1
     """Intra-op threads on CPUs. A CPU kernel's sums depend on it, so it belongs to the mathematics."""
@@ -505,6 +517,11 @@ class TrainConfig(Section):
     def _statistics_move(self) -> TrainConfig:
         if self.freeze_bn_statistics and self.bn_statistics_steps:
             raise ValueError("freeze_bn_statistics and bn_statistics_steps exclude each other: leave one of them out")
+        if self.early_stop and self.bn_statistics_steps:
+            raise ValueError(
+                "early_stop and bn_statistics_steps exclude each other, since the last step is not known: leave one of "
+                "them out"
+            )
         return self
 
     @model_validator(mode="after")
@@ -674,6 +691,7 @@ RECORDED_DEFAULTS: Mapping[str, Any] = {
     "train.freeze_bn_statistics": False,
     "model.init": None,
     "fork": None,
+    "train.early_stop": None,
 }
 """Keys that were added after recipes were first hashed, see `without_recorded_defaults`."""
 _DECIDES_NO_NUMBER = ("data.allow_overlap",)

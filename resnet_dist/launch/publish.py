@@ -24,7 +24,7 @@ from resnet_dist.launch.mlflow_description import Log, data_inputs
 from resnet_dist.launch.preflight import Prepared
 from resnet_dist.launch.progress import ProgressReporter
 from resnet_dist.launch.record import UNPUBLISHED, MlflowRecord
-from resnet_dist.launch.run import Run
+from resnet_dist.launch.run import Run, finished
 from resnet_dist.storage.base import RUN_RESULT, RunStorage, write_json
 from resnet_dist.tracking.connection import ServerUnavailable
 from resnet_dist.tracking.datasets import DataInput
@@ -61,7 +61,7 @@ class RunResult:
     metrics: Mapping[str, float]
     outcome: TrainingOutcome = "finished"
     reason: str = ""
-    """How the divergence was noticed, if the run diverged."""
+    """How the divergence was noticed, or why the run finished early."""
     stop_signal: int | None = None
     """Number of the signal that stopped the run."""
 
@@ -91,7 +91,9 @@ def resume_publishing(prepared: Prepared) -> RunResult | None:
     if (done := read_result(prepared.storage)) is not None:
         return done
     training = read_trained(prepared.storage)
-    if training is None or training.step != prepared.plan.last_step or prepared.damaged:
+    if training is None or prepared.damaged:
+        return None
+    if training.step != prepared.plan.last_step and not training.early:
         return None
     if not training.identity.matches(prepared.identity):
         return None
@@ -135,12 +137,15 @@ class FinishedTraining:
     register_models: bool
     pictures: Mapping[str, Any]
     """How the training data's pictures became pixels: `checks.picture_settings`."""
+    early: str = ""
+    """Why it ended before the last step of its plan."""
 
     @property
     def description(self) -> str:
         """Describes what was reached."""
         top1 = self.metrics.get("val/top1")
-        return f"training finished after step {self.step}" + ("" if top1 is None else f" at {top1:.2f} % top-1")
+        early = f" ({self.early})" if self.early else ""
+        return f"training finished after step {self.step}{early}" + ("" if top1 is None else f" at {top1:.2f} % top-1")
 
 
 def write_trained(storage: RunStorage, training: FinishedTraining) -> None:
@@ -174,6 +179,7 @@ def _parsed(tree: dict[str, Any]) -> FinishedTraining:
         validation=DataInput(**tree["validation"]),
         register_models=tree["register_models"] is True,
         pictures=known_pictures(tree.get("pictures")) or {},
+        early=str(tree.get("early", "")),
     )
 
 
@@ -194,6 +200,7 @@ def publish_model(run: Run, result: WorkerResult) -> RunResult:
         validation_digest=prepared.val.digest,
         register_models=prepared.profile.register_models,
         pictures=picture_settings(prepared.train),
+        early=result.reason,
     )
     write_trained(run.storage, training)
     return _publish(training, run.record)
@@ -212,7 +219,7 @@ def _publish(training: FinishedTraining, record: MlflowRecord) -> RunResult:
         result = _publish_models(training, record)
     except (Fault, UserError, OSError) as error:
         raise record.unpublished(error) from error
-    record.ending.end, record.is_published = RunEnd("FINISHED", "finished"), True
+    record.ending.end, record.is_published = RunEnd("FINISHED", finished(training.early)), True
     return result
 
 
@@ -245,6 +252,7 @@ def _publish_models(training: FinishedTraining, record: MlflowRecord) -> RunResu
         checkpoint=checkpoint,
         step=training.step,
         metrics=dict(training.metrics),
+        reason=training.early,
     )
 
 

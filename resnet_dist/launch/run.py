@@ -134,8 +134,13 @@ class Run:
         ending = self.record.ending
         match result.outcome:
             case "finished":
-                ending.end = RunEnd("FINISHED", reason or "finished")
+                ending.end = RunEnd("FINISHED", reason or finished(result.reason))
             case "stopped":
                 ending.end = RunEnd("KILLED", reason or f"stopped after step {result.step}")
             case "diverged":
                 ending.end = RunEnd("FAILED", reason or f"diverged: {result.reason}".removesuffix(": "))
+
+
+def finished(early: str) -> str:
+    """How a finished run ended, in words. `early`: why it ended before its last step; "" if it did not."""
+    return f"finished early: {early}" if early else "finished"

@@ -182,6 +182,7 @@ def preparation_of(manifest: Manifest, location: str) -> Preparation:
         "num_classes": manifest.num_classes,
         "num_untouched": manifest.num_untouched,
         "num_quarantined": len(manifest.quarantined),
+        "num_salvaged": len(manifest.salvaged),
         "bytes": manifest.beton_bytes,
     }
     return Preparation(

@@ -46,7 +46,7 @@ class WorkerResult:
     step: int
     metrics: Mapping[str, float] = field(default_factory=dict)
     reason: str = ""
-    """How the divergence was noticed, if the run diverged."""
+    """How the divergence was noticed, or why the run finished early."""
 
 
 class Observer:

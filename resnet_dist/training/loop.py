@@ -33,7 +33,7 @@ from resnet_dist.training.model import (
     set_backends,
 )
 from resnet_dist.training.reduce import PowerSgdReduction, build_reduction
-from resnet_dist.training.schedule import lr_at
+from resnet_dist.training.schedule import EarlyStop, lr_at
 from resnet_dist.training.state import MovingAverage, TrainState
 from resnet_dist.training.step import TrainStep
 
@@ -94,6 +94,7 @@ class Trainer:
         self.state = TrainState(
             classifier.net,
             build_optimizer(classifier.net, recipe.optim),
+            early_stop=EarlyStop() if recipe.train.early_stop else None,
             average=average,
             scaler=precision.scaler(ctx.device),
             gradient_memory=reduction if isinstance(reduction, PowerSgdReduction) else None,
@@ -159,6 +160,8 @@ class Trainer:
             return self._go_back_or_end(due)
         if self.state.step >= self.plan.last_step:
             return self._result("finished")
+        if reason := self._why_early():
+            return self._result("finished", reason)
         if due.stop:
             return self._result("stopped")
         self._train_one_step()
@@ -188,7 +191,7 @@ class Trainer:
 
         # Save. The request is of the step before, so a checkpoint of that step has answered it already.
         save_requested = requests.save and self.checkpoints.saved_step < step - 1
-        if plan.checkpoint_due(step) or save_requested or requests.stop:
+        if plan.checkpoint_due(step) or save_requested or requests.stop or self._why_early():
             # A request comes at any step, but only a checked state is saved.
             if diverged := self._log():
                 return diverged
@@ -262,7 +265,10 @@ class Trainer:
     def _evaluate(self) -> Divergence | None:
         """Evaluates the net; if logits or loss are not finite, the evaluation counts as not done."""
         state, recipe, ctx = self.state, self.recipe, self.ctx
-        is_last = state.step == self.plan.last_step
+        is_last, early = state.step == self.plan.last_step, recipe.train.early_stop
+        may_be_last = is_last or (
+            early and state.early_stop and state.early_stop.num_without_best + 1 >= early.patience
+        )
         share_state(state.evaluated_net, only_buffers=True)  # only rank 0 updates batch norm's running statistics
         if is_last and recipe.train.bn_statistics_steps:
             # Over images of the epoch after the last one, augmented but not mixed
@@ -284,7 +290,7 @@ class Trainer:
             world_size=ctx.world_size,
             device=ctx.device,
             precision=self.precision,
-            confusion_classes=recipe.model.num_classes if is_last else None,
+            confusion_classes=recipe.model.num_classes if may_be_last else None,
         )
         if not evaluation.is_finite:
             # Not reported, because it is done again: after the steps that caused it were left out, or when the run is
@@ -302,12 +308,19 @@ class Trainer:
         state.evaluated_step = state.step  # before a checkpoint is saved: a resumed run does not evaluate again
         if recipe.schedule.kind == "plateau":
             state.plateau = state.plateau.after(evaluation.top1_error, recipe.schedule)
-        if evaluation.confusion is not None:
+        if early is not None and state.early_stop is not None:
+            state.early_stop = state.early_stop.after(metrics[early.metric], state.step, early)
+        if evaluation.confusion is not None and (is_last or self._why_early()):
             self.tracker.text(CONFUSION, sparse_json(evaluation.confusion))
         with self.accumulator.saving():
             self.checkpoints.save_if_best(self.metrics)
         ctx.evaluated(state.step, self.metrics)
         return None
+
+    def _why_early(self) -> str:
+        """Why the run ends before its last step; "" if it does not."""
+        stop = self.state.early_stop
+        return "" if stop is None else stop.reason(self.recipe.train.early_stop)
 
     def _save(self) -> None:
         with self.accumulator.saving():

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass, replace
 
 from resnet_dist.config.profile import Profile
-from resnet_dist.config.recipe import PlateauSchedule, Recipe, ScheduleConfig, steps_per_epoch
+from resnet_dist.config.recipe import EarlyStopConfig, PlateauSchedule, Recipe, ScheduleConfig, steps_per_epoch
 from resnet_dist.errors import UserError
 
 
@@ -77,6 +77,35 @@ class Plateau:
         if waited < schedule.patience or self.num_drops == schedule.max_drops:
             return replace(self, num_without_best=waited)
         return Plateau(self.best_error, 0, self.num_drops + 1)
+
+
+@dataclass(frozen=True)
+class EarlyStop:
+    """The progress towards an early stop, from the evaluations so far; part of the checkpoint."""
+
+    best: float | None = None
+    best_step: int = 0
+    num_without_best: int = 0
+
+    def after(self, value: float, step: int, config: EarlyStopConfig) -> EarlyStop:
+        """After one more evaluation, which gave `value` of the metric."""
+        gain = math.inf if self.best is None else self.best - value
+        if self.best is not None and config.metric == "val/top1":
+            gain = -gain
+        if gain > 0 and gain >= config.min_delta:
+            return EarlyStop(value, step)
+        return replace(self, num_without_best=self.num_without_best + 1)
+
+    def reason(self, config: EarlyStopConfig | None) -> str:
+        """Why the run ends here; "" if it does not."""
+        if config is None or self.best is None or self.num_without_best < config.patience:
+            return ""
+        better = f" by {config.min_delta:g}" if config.min_delta else ""
+        evaluations = "evaluation" if self.num_without_best == 1 else f"{self.num_without_best} evaluations"
+        return (
+            f"{config.metric} was best at step {self.best_step} ({self.best:.5g}) and not better{better} in the "
+            f"{evaluations} since (train.early_stop)"
+        )
 
 
 @dataclass(frozen=True)

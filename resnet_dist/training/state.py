@@ -14,7 +14,7 @@ from torch.nn.utils import get_total_norm
 
 from resnet_dist.config.recipe import EmaConfig
 from resnet_dist.training.reduce import PowerSgdReduction
-from resnet_dist.training.schedule import Plateau
+from resnet_dist.training.schedule import EarlyStop, Plateau
 
 _AVERAGE = "average"
 
@@ -98,6 +98,8 @@ class TrainState:
     skipped: set[int] = field(default_factory=set)
     """Steps whose global batch is left out because training diverged on it; a resumed run leaves them out too."""
     plateau: Plateau = field(default_factory=Plateau)
+    early_stop: EarlyStop | None = None
+    """None unless the recipe has one."""
     average: MovingAverage | None = None
     gradient_memory: PowerSgdReduction | None = None
     """The reduction, if it has state from step to step."""
@@ -131,6 +133,7 @@ class TrainState:
             "evaluated_step": self.evaluated_step,
             "skipped": sorted(self.skipped),
             "plateau": asdict(self.plateau),
+            **({} if self.early_stop is None else {"early_stop": asdict(self.early_stop)}),
             **({} if self.average is None else {_AVERAGE: self.average.net.state_dict()}),
             **({} if self.gradient_memory is None else {"gradient_memory": self.gradient_memory.state_dict()}),
             **({"scaler": self.scaler.state_dict()} if self.scaler.is_enabled() else {}),
@@ -148,6 +151,8 @@ class TrainState:
         self.evaluated_step = saved["evaluated_step"]
         self.skipped = set(saved.get("skipped", ()))  # older checkpoints have none
         self.plateau = Plateau(**saved.get("plateau", {}))
+        if self.early_stop is not None:
+            self.early_stop = EarlyStop(**saved["early_stop"])
         if self.average is not None:
             self.average.net.load_state_dict(saved[_AVERAGE])
         if self.gradient_memory is not None:
@@ -174,6 +179,8 @@ class TrainState:
         self.load_state_dict({**self.state_dict(), **saved, **missing, "optimizer": optimizer})
         if new_schedule:
             self.plateau = Plateau()
+        if self.early_stop is not None:
+            self.early_stop = EarlyStop()  # with other settings, worse evaluations count from here
 
 
 def evaluated_weights(saved: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -22,7 +22,7 @@ from PIL import Image
 from data_prep.cli import main
 from data_prep.converter.convert import ConvertReport, convert
 from data_prep.converter.plan import UNIT_SAMPLES
-from data_prep.converter.settings import BadPolicy, ConvertSettings
+from data_prep.converter.settings import BadPolicy, ConvertSettings, OnError
 from data_prep.sources import open_source
 from data_prep.sources.base import Source
 from data_prep.sources.files.paths import HEAD_BYTES, Ends, empty_ends, ends_bytes
@@ -153,18 +153,23 @@ def large_tree(tmp_path_factory: pytest.TempPathFactory, picture: Picture, image
 def convert_here() -> ConvertHere:
     """A whole conversion in this process: `convert_here("synthetic", "n=5", output, encode="raw")`.
 
-    With `max_bad` bad samples are quarantined.
+    With `max_bad` bad samples are quarantined, or what `on_error` says.
     """
 
     def run(
-        source: str | Source, location: str | None, output: Path, max_bad: str | None = None, **settings: object
+        source: str | Source,
+        location: str | None,
+        output: Path,
+        max_bad: str | None = None,
+        on_error: OnError = "quarantine",
+        **settings: object,
     ) -> ConvertReport:
         opened = open_source(source, location, requested_split(None, output)) if isinstance(source, str) else source
         return convert(
             opened,
             output,
             settings=ConvertSettings(**settings),  # type: ignore[arg-type]
-            bad_policy=BadPolicy() if max_bad is None else BadPolicy("quarantine", max_bad),
+            bad_policy=BadPolicy() if max_bad is None else BadPolicy(on_error, max_bad),
         )
 
     return run

@@ -39,8 +39,10 @@ from data_prep.converter.plan import (
     read_part,
 )
 from data_prep.converter.settings import BadPolicy, ConvertSettings
+from data_prep.converter.verify import verify
 from data_prep.converter.write import WriteTask
 from data_prep.errors import Fault, Interrupted, UserError
+from data_prep.jpeg.check import decode
 from data_prep.runtime.stop import StopFlag
 from data_prep.sources.base import Sample, SourceDescription
 from data_prep.sources.datasets.builtin import Synthetic
@@ -321,6 +323,41 @@ def test_quarantine_leaves_bad_samples_out_and_lists_them(image_tree: Path, tmp_
     assert convert_here("image-folder", str(image_tree), output, max_bad="2").already_done
     with pytest.raises(UserError, match="exists and leaves out 2 bad samples, more than allowed now"):
         convert_here("image-folder", str(image_tree), output)
+
+
+def test_salvage_stores_what_decodes_of_damaged_jpegs_and_names_them(
+    image_tree: Path, tmp_path: Path, convert_here, picture, image_file
+) -> None:
+    good = image_file(picture(64, 64), quality=95)
+    (image_tree / "cat" / "0.JPEG").write_bytes(good)
+    (image_tree / "cat" / "1.JPEG").write_bytes(good[: len(good) // 2])
+    (image_tree / "dog" / "0.JPEG").write_bytes(good[: good.index(b"\xff\xda") + 14])  # all headers, no data
+    (image_tree / "dog" / "1.JPEG").write_bytes(good[:100])
+    output, tree = tmp_path / "a.beton", str(image_tree)
+    with pytest.raises(UserError, match=r"2 of 6 images cannot be stored, --max-bad 1 allows 1 \(first: dog/0"):
+        convert_here("image-folder", tree, output, on_error="reencode", max_bad="1")
+
+    manifest = convert_here("image-folder", tree, output, on_error="reencode", max_bad="2").manifest
+    assert [q["key"] for q in manifest.quarantined] == ["dog/0.JPEG", "dog/1.JPEG"]
+    assert [(s["index"], s["key"]) for s in manifest.salvaged] == [(1, "cat/1.JPEG")]
+    assert "Premature end of JPEG file" in manifest.salvaged[0]["reason"]
+    assert output.with_suffix(".salvaged.tsv").read_text().splitlines()[1].startswith("1\tcat/1.JPEG\tis damaged:")
+    reader = BetonReader(output)
+    whole, half = (decode(bytes(reader.image_bytes(i)), 64, 64).astype(int) for i in (0, 1))
+    off = np.abs(whole - half).max(axis=(1, 2))
+    assert off[:12].max() < 16 < off[-16:].min()  # the upper part is the picture's
+
+    assert verify(output, source="image-folder", input=tree, split="all").ok
+    assert convert_here("image-folder", tree, output, on_error="reencode", max_bad="2").already_done
+    with pytest.raises(UserError, match="was made from another source or with other settings"):
+        convert_here("image-folder", tree, output, max_bad="2")
+
+
+def test_salvage_of_sound_images_is_what_any_conversion_makes(image_tree: Path, tmp_path: Path, convert_here) -> None:
+    first = convert_here("image-folder", str(image_tree), tmp_path / "a.beton")
+    again = convert_here("image-folder", str(image_tree), tmp_path / "a.beton", on_error="reencode", max_bad="0")
+    assert again.already_done
+    assert again.manifest == first.manifest
 
 
 def test_a_class_that_lost_all_its_images_is_reported(image_tree: Path, tmp_path: Path, convert_here) -> None:

@@ -33,7 +33,7 @@ RECIPE = load_recipe(
 NAMES = tuple("0123456789")
 
 
-def trained_run(uri: str, storage: FolderStorage) -> tuple[FinishedTraining, RunHandle]:
+def trained_run(uri: str, storage: FolderStorage, *, early: str = "") -> tuple[FinishedTraining, RunHandle]:
     """As a training leaves it whose MLflow went away: spool, checkpoint, what it reached."""
     handle = open_run(uri, "exp", "demo", storage.folder, {}, {})
     spool = Spool(spool_folder(storage.folder, handle.run_id))
@@ -45,22 +45,32 @@ def trained_run(uri: str, storage: FolderStorage) -> tuple[FinishedTraining, Run
     storage.commit(checkpoint_name(1, 10), partial(write_checkpoint, state=state, metadata=metadata), last=METADATA)
     data = DataInput("tiny/val", "0" * 32, "validation", "/data/tiny/val.beton")
     trained = FinishedTraining(
-        "demo", 10, {"val/top1": 75.0}, RECIPE, identity, data, "xxh3:" + "0" * 32, register_models=True, pictures={}
+        name="demo",
+        step=10,
+        metrics={"val/top1": 75.0},
+        recipe=RECIPE,
+        identity=identity,
+        validation=data,
+        validation_digest="xxh3:" + "0" * 32,
+        register_models=True,
+        pictures={},
+        early=early,
     )
     write_trained(storage, trained)
     return trained, handle
 
 
-def require_complete(uri: str, handle: RunHandle, storage: FolderStorage) -> None:
+def require_complete(uri: str, handle: RunHandle, storage: FolderStorage, *, early: str = "") -> None:
     client = MlflowClient(uri)
     run = client.get_run(handle.run_id)
-    assert (run.info.status, run.data.tags["ended"], run.data.metrics["val/top1"]) == ("FINISHED", "finished", 75.0)
+    ended = f"finished early: {early}" if early else "finished"
+    assert (run.info.status, run.data.tags["ended"], run.data.metrics["val/top1"]) == ("FINISHED", ended, 75.0)
     version = client.get_model_version_by_alias("tiny-resnet8", "champion")
     assert (version.run_id, int(version.version)) == (handle.run_id, 1)
     assert len(client.search_model_versions("name = 'tiny-resnet8'")) == 1
     result = read_result(storage)
     assert result is not None
-    assert (result.step, result.metrics, result.name) == (10, {"val/top1": 75.0}, "demo")
+    assert (result.step, result.metrics, result.name, result.reason) == (10, {"val/top1": 75.0}, "demo", early)
 
 
 def test_a_trained_model_is_restored_as_written(tmp_path: Path, sqlite_uri: str) -> None:
@@ -97,14 +107,18 @@ def test_a_server_that_is_away_at_the_end(server: MlflowServer, tmp_path: Path) 
 
 
 def test_a_registry_that_refuses(tmp_path: Path, sqlite_uri: str) -> None:
-    storage, logged = FolderStorage(tmp_path / "run"), list[str]()
-    _, handle = trained_run(sqlite_uri, storage)
+    """The model of a run that finished early."""
+    storage, logged, early = FolderStorage(tmp_path / "run"), list[str](), "val/loss was best at step 5"
+    _, handle = trained_run(sqlite_uri, storage, early=early)
     with sqlite3.connect(sqlite_file(sqlite_uri)) as database:
         database.execute(
             "create trigger t before insert on model_versions begin select raise(abort, 'the registry is full'); end"
         )
     for _ in range(2):
-        with pytest.raises(Fault, match=r"finished after step 10 at 75.00 % top-1.*Model Version creation error"):
+        with pytest.raises(
+            Fault,
+            match=r"finished after step 10 \(val/loss was best at step 5\) at 75.00 % top-1.*Version creation error",
+        ):
             sync_run(storage, sqlite_uri, logged.append)
     run = MlflowClient(sqlite_uri).get_run(handle.run_id)
     assert run.info.status == "FINISHED"
@@ -114,7 +128,7 @@ def test_a_registry_that_refuses(tmp_path: Path, sqlite_uri: str) -> None:
     with held(storage, 3, logged.append), pytest.raises(UserError, match="another driver is working on this run"):
         sync_run(storage, sqlite_uri, logged.append)
     sync_run(storage, sqlite_uri, logged.append)
-    require_complete(sqlite_uri, handle, storage)
+    require_complete(sqlite_uri, handle, storage, early=early)
     assert MlflowClient(sqlite_uri).get_run(handle.run_id).info.end_time == run.info.end_time
 
 

@@ -60,7 +60,7 @@ RECIPES: dict[str, dict[str, Any]] = {
     "eight micro-batches": {"train": {"micro_batch_size": 3}},
     "fine-tuning": {
         "optim": {"freeze": ["stem", "layer1"], "lr_factors": {"layer2": 0.5}, "layer_decay": 0.8},
-        "train": {"ema": {"decay": 0.8}},
+        "train": {"ema": {"decay": 0.8}, "early_stop": {"metric": "val/loss", "patience": 9}},
         "model": {"drop_path": 0.1, "dropout": 0.1},
     },
     "frozen statistics": {"train": {"freeze_bn_statistics": True}},

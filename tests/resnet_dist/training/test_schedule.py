@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import subprocess
 import sys
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from torch.optim import lr_scheduler
 
 from resnet_dist.config.recipe import (
     CosineSchedule,
+    EarlyStopConfig,
     LinearSchedule,
     PlateauSchedule,
     ScheduleConfig,
@@ -23,7 +25,7 @@ from resnet_dist.config.recipe import (
     steps_per_epoch,
 )
 from resnet_dist.errors import UserError
-from resnet_dist.training.schedule import Plateau, RunPlan, lr_at
+from resnet_dist.training.schedule import EarlyStop, Plateau, RunPlan, lr_at
 
 
 def curve(schedule: ScheduleConfig, base_lr: float, per_epoch: int, epochs: int) -> list[float]:
@@ -175,6 +177,26 @@ def test_a_plateau_counts_evaluations_without_a_new_best_and_falls_by_its_drops_
         for step, drops in ((0, 0), (1, 0), (2, 0), (7, 0), (7, 2))
     ]
     assert rates == pytest.approx([0.05, 0.075, 0.1, 0.1, 0.001])
+
+
+@pytest.mark.parametrize(
+    ("metric", "min_delta", "values", "stops"),
+    [
+        ("val/loss", 0.0, [3.0, 2.0, 2.0, 1.9, 1.9, 2.5], [0, 0, 0, 0, 0, 1]),  # an equal one is no new best
+        ("val/loss", 0.5, [3.0, 2.6, 2.5, 2.4, 2.1], [0, 0, 0, 0, 1]),
+        ("val/top1", 0.0, [50.0, 60.0, 55.0, 61.0, 61.0, 60.0], [0, 0, 0, 0, 0, 1]),
+    ],
+)
+def test_an_early_stop_counts_evaluations_without_a_new_best(
+    metric: Any, min_delta: float, values: list[float], stops: list[int]
+) -> None:
+    config, progress, stopped = EarlyStopConfig(metric=metric, patience=2, min_delta=min_delta), EarlyStop(), []
+    for step, value in enumerate(values, 1):
+        progress = progress.after(value, step, config)
+        stopped.append(bool(progress.reason(config)))
+    assert stopped == [bool(stop) for stop in stops]
+    assert f"{metric} was best at step {progress.best_step} ({progress.best:.5g})" in progress.reason(config)
+    assert not progress.reason(None)
 
 
 def test_needs_no_torch() -> None:
