@@ -346,9 +346,11 @@ def _contradiction(manifest: Manifest) -> str | None:
     for low, high in (("min_height", "max_height"), ("min_width", "max_width")):
         if not 1 <= getattr(manifest, low) <= getattr(manifest, high) <= layout.MAX_SIDE_PX:
             return f"{low} and {high} are not sides of images: {getattr(manifest, low)}, {getattr(manifest, high)}"
-    for entry in (*manifest.quarantined, *manifest.salvaged):
-        if not (_is_count(entry.get("index")) and all(isinstance(entry.get(name), str) for name in ("key", "reason"))):
-            return "quarantined or salvaged: expected an index, a key and a reason for each"
+    for field_name in ("quarantined", "salvaged"):
+        for entry in getattr(manifest, field_name):
+            texts = (entry.get("key"), entry.get("reason"))
+            if not (_is_count(entry.get("index")) and all(isinstance(text, str) for text in texts)):
+                return f"{field_name}: expected an index, a key and a reason for each"
     if manifest.statistics and not is_statistics(manifest.statistics):
         return "statistics should have size, mean, std, num_images and num_pixels"
     if not all(isinstance(version, str) for version in manifest.versions.values()):
