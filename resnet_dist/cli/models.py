@@ -128,7 +128,8 @@ def evaluate(
         typer.echo(json.dumps({**as_json_numbers(metrics), **published}, sort_keys=True))
     else:
         typer.echo(
-            f"top-1 {metrics['val/top1']:.2f} %  top-5 {metrics['val/top5']:.2f} %  loss {metrics['val/loss']:.6f}  "
+            f"top-1 {metrics['val/top1']:.2f} %  top-5 {metrics['val/top5']:.2f} %  "
+            f"balanced {metrics['val/balanced_top1']:.2f} %  loss {metrics['val/loss']:.6f}  "
             f"calibration error {metrics['val/ece']:.2f} %  {metrics['val/images_per_s']:.3g} images/s"
         )
         if comparison:

@@ -66,7 +66,11 @@ def print_runs(rows: Sequence[RunRow], console: Console) -> None:
         console.print("no runs")
         return
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
-    for header in ("run", "status", "model", "top-1 %", "loss", "images/s", "started", "id"):
+    # Only where it says more than top-1: where classes have different numbers of validation images.
+    pairs = [(row.metrics.get("val/balanced_top1"), row.metrics.get("val/top1")) for row in rows]
+    balanced = any(a is not None and b is not None and abs(a - b) > 0.005 for a, b in pairs)
+    more = ("balanced %",) if balanced else ()
+    for header in ("run", "status", "model", "top-1 %", *more, "loss", "images/s", "started", "id"):
         table.add_column(header, no_wrap=header != "run", overflow="fold")
     for row in rows:
         table.add_row(
@@ -74,6 +78,7 @@ def print_runs(rows: Sequence[RunRow], console: Console) -> None:
             f"[{_COLORS.get(row.status, 'white')}]{row.status}[/]",
             _plain(row.params.get("model.name", "")),
             _number(row, "val/top1", ".2f"),
+            *((_number(row, "val/balanced_top1", ".2f"),) if balanced else ()),
             _number(row, "train/loss", ".4f"),
             _number(row, "speed/images_per_s", ".0f"),
             time.strftime("%m-%d %H:%M", time.localtime(row.start_ms / 1000)),

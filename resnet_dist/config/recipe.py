@@ -312,6 +312,27 @@ class ProgressiveSize(Section):
     """Sizes between are multiples of this, px."""
 
 
+class BalancedSampling(Section):
+    """An epoch shows class c in proportion to n_c ** power, of n_c images."""
+
+    kind: Literal["balanced"]
+    power: Share = 0.0
+    """0: all classes equally often; 0.5: square-root sampling (Mahajan et al. 2018); 1: as often as without sampling
+    (Kang et al. 2020, "Decoupling", section 4.1)."""
+
+
+class WeightedSampling(Section):
+    """An epoch shows class c in proportion to weight_c * n_c, of n_c images."""
+
+    kind: Literal["weighted"]
+    weights: dict[str, NonNegativeFloat]
+    """By class name; 1 for classes that are not named. 3: each of its images three times as often as one with weight 1;
+    0: never."""
+
+
+Sampling = Annotated[BalancedSampling | WeightedSampling, Field(discriminator="kind")]
+
+
 class DataConfig(Section):
     dataset: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
     """Folder under the profile's `data_root` that holds `train.beton` and `val.beton` with their manifests."""
@@ -328,6 +349,10 @@ class DataConfig(Section):
     mixing: Mixing | None = None
     """Mixup and CutMix, within every micro-batch."""
     progressive_size: ProgressiveSize | None = None
+    sampling: Sampling | None = None
+    """How often an epoch shows each class; null: every image once. An epoch has as many steps as without. A class gets
+    its share of the epoch to within one image. Its images take turns, also from epoch to epoch: none comes again,
+    augmented differently, before all others have. `on_bad_sample: skip` then replaces an image by one of its class."""
     augmentation_repeats: PositiveInt = 1
     """Repeated augmentation (Hoffer et al. 2020): a global batch holds each of its images this many times, augmented
     differently and in different micro-batches. An epoch has as many steps as without, so it shows fewer images."""
@@ -420,13 +445,31 @@ class DivergenceConfig(Section):
     """Give up after this many skipped steps."""
 
 
-class CrossEntropy(Section):
+def _balanced_or_numbers(value: object) -> object:
+    if value is not None and value != "balanced" and not isinstance(value, list | tuple):
+        raise ValueError("should be null, balanced, or a list with a number for each class")
+    return value
+
+
+class Loss(Section):
+    """The keys that all losses share."""
+
+    class_weights: Annotated[
+        Literal["balanced"] | tuple[NonNegativeFloat, ...] | None, BeforeValidator(_balanced_or_numbers)
+    ] = None
+    """Factors on an image's loss by its class; balanced: n / (C * n_c) as in scikit-learn, for n images of C classes,
+    n_c in class c. A mixed image has the mean of its classes' weights by their shares; label smoothing changes no
+    weight. The sum of weighted losses is divided by the number of images, not by the sum of weights, so an image counts
+    the same whatever else is in its micro-batch. Only in training: `val/loss` is not weighted."""
+
+
+class CrossEntropy(Loss):
     """-sum over classes of target * log softmax(logits); mean over images."""
 
     kind: Literal["cross_entropy"]
 
 
-class BinaryCrossEntropy(Section):
+class BinaryCrossEntropy(Loss):
     """Each class separately: binary cross-entropy of sigmoid(logits), mean over images and classes
     (Wightman et al. 2021, "ResNet strikes back")."""
 
@@ -435,15 +478,20 @@ class BinaryCrossEntropy(Section):
     """Targets above this count as 1, all others as 0, so a mixed image has two labels; null: targets as they are."""
 
 
+def _cross_entropy_by_default(value: object) -> object:
+    """So that `--set train.loss.class_weights=balanced` needs no kind."""
+    return {"kind": "cross_entropy", **value} if isinstance(value, dict) else value
+
+
 class EarlyStopConfig(Section):
     """Ends the run when evaluations no longer get better. Decided by the exact evaluation, so it is the same for any
     number of workers. The last weights and the best ones are published, as at any run's end."""
 
-    metric: Literal["val/loss", "val/top1"]
+    metric: Literal["val/loss", "val/top1", "val/balanced_top1"]
     patience: PositiveInt
     """The run ends after this many evaluations in a row without a new best."""
     min_delta: NonNegativeFloat = 0.0
-    """By how much a new best must be better: nats of val/loss, points of val/top1."""
+    """By how much a new best must be better: nats of val/loss, points of the others."""
 
 
 class EmaConfig(Section):
@@ -484,7 +532,9 @@ class TrainConfig(Section):
     """torch.compile of the training forward and backward pass. Fused kernels round differently, so it belongs to
     the mathematics. The first steps take minutes."""
     divergence: DivergenceConfig = DivergenceConfig()
-    loss: Annotated[CrossEntropy | BinaryCrossEntropy, Field(discriminator="kind")] = CrossEntropy(kind="cross_entropy")
+    loss: Annotated[
+        CrossEntropy | BinaryCrossEntropy, Field(discriminator="kind"), BeforeValidator(_cross_entropy_by_default)
+    ] = CrossEntropy(kind="cross_entropy")
     label_smoothing: Rate = 0.0
     """s: targets become (1 - s) * target + s / number of classes, before `loss.target_threshold` is applied."""
     ema: EmaConfig | None = None
@@ -635,12 +685,19 @@ ScheduleConfig = Annotated[
 ]
 
 
+BestBy = Literal["top1", "balanced_top1", "loss"]
+
+
 class EvalConfig(Section):
     batch_size: PositiveInt
     """Images per forward pass; on a GPU the largest multiple of it up to 256. It fixes the batches, so the loss does
     not depend on the worker count."""
     every_epochs: PositiveInt = 1
     """Evaluate after every this many epochs, and always after the last step."""
+    best_by: BestBy = "top1"
+    """Which weights are kept in `best/`, and registered if they are better than the last: those with the highest
+    `val/top1` or `val/balanced_top1`, or the lowest `val/loss`. A champion falls only to a run that is better by the
+    same metric."""
 
 
 # ---- fork ------------------------------------------------------------------------------------------------------------
@@ -677,6 +734,23 @@ class Recipe(Section):
     fork: ForkConfig | None = None
     """Continue another run with other settings: `train --fork RUN@EPOCH` sets it."""
 
+    @model_validator(mode="after")
+    def _class_weights(self) -> Recipe:
+        weights, num_classes = self.train.loss.class_weights, self.model.num_classes
+        if weights == "balanced" and self.data.sampling is not None:
+            raise ValueError(
+                "data.sampling and train.loss.class_weights: balanced would both make up for rare classes; set one to "
+                "null"
+            )
+        if isinstance(weights, tuple) and len(weights) != num_classes:
+            raise ValueError(
+                f"train.loss.class_weights has {len(weights)} numbers, expected one for each of the {num_classes} "
+                "classes (model.num_classes)"
+            )
+        if isinstance(weights, tuple) and not any(weights):
+            raise ValueError("train.loss.class_weights: at least one must be above 0")
+        return self
+
 
 _UNSET = object()
 RECORDED_DEFAULTS: Mapping[str, Any] = {
@@ -692,6 +766,9 @@ RECORDED_DEFAULTS: Mapping[str, Any] = {
     "model.init": None,
     "fork": None,
     "train.early_stop": None,
+    "data.sampling": None,
+    "train.loss.class_weights": None,
+    "eval.best_by": "top1",
 }
 """Keys that were added after recipes were first hashed, see `without_recorded_defaults`."""
 _DECIDES_NO_NUMBER = ("data.allow_overlap",)

@@ -266,8 +266,14 @@ class Resources(Section):
 # ---- the space -------------------------------------------------------------------------------------------------------
 
 
-Metric = Literal["val/top1", "val/top5", "val/top1_error", "val/top5_error", "val/loss"]
-_WORST_SCORE = {"val/top1": 0.0, "val/top5": 0.0, "val/top1_error": 100.0, "val/top5_error": 100.0, "val/loss": 1e6}
+Metric = Literal["val/top1", "val/top5", "val/balanced_top1", "val/top1_error", "val/top5_error", "val/loss"]
+_HIGHER_IS_BETTER = ("val/top1", "val/top5", "val/balanced_top1")
+_WORST_SCORE = {
+    **dict.fromkeys(_HIGHER_IS_BETTER, 0.0),
+    "val/top1_error": 100.0,
+    "val/top5_error": 100.0,
+    "val/loss": 1e6,
+}
 LR_PER_256 = "lr_per_256"
 TAU_EPOCHS = "tau_epochs"
 COORDINATES = {LR_PER_256: "optim.lr", TAU_EPOCHS: "optim.weight_decay"}
@@ -356,7 +362,7 @@ class Space(Section):
 
     @property
     def higher_is_better(self) -> bool:
-        return self.metric in ("val/top1", "val/top5")
+        return self.metric in _HIGHER_IS_BETTER
 
     @property
     def worst_score(self) -> float:

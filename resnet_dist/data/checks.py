@@ -154,6 +154,36 @@ def empty_classes(manifest: Manifest, beton: str) -> str | None:
     return f"{beton}: has no images of {_some(empty)}" if empty else None
 
 
+LOPSIDED = 10
+"""A data set is lopsided if a class has more than this many times the images of another. ImageNet: 1,300 to 732."""
+
+
+def lopsided(recipe: Recipe, train: Manifest, beton: str) -> str | None:
+    """A warning if the training set is lopsided and the recipe does nothing about it."""
+    if recipe.data.sampling is not None or recipe.train.loss.class_weights is not None:
+        return None
+    counts = sorted((n, name) for n, name in zip(train.class_counts, train.class_names, strict=True) if n)
+    (least, rare), (most, frequent) = counts[0], counts[-1]
+    if most <= LOPSIDED * least:
+        return None
+    return (
+        f"{beton}: is lopsided: {most:,} images of {frequent!r}, {least:,} of {rare!r}; consider "
+        "data.sampling.kind=balanced or train.loss.class_weights=balanced, and judge by val/balanced_top1"
+    )
+
+
+def with_class_weights(recipe: Recipe, train: Manifest) -> Recipe:
+    """The recipe with numbers for `train.loss.class_weights: balanced`: n / (C * n_c) to six digits, of n images in C
+    classes, n_c in class c. Classes without images are not counted, and have weight 1, which nothing uses."""
+    loss, counts = recipe.train.loss, train.class_counts
+    if loss.class_weights != "balanced":
+        return recipe
+    mean_count = train.num_samples / sum(n > 0 for n in counts)
+    weights = tuple(float(f"{mean_count / n:.6g}") if n else 1.0 for n in counts)
+    loss = loss.model_copy(update={"class_weights": weights})
+    return recipe.model_copy(update={"train": recipe.train.model_copy(update={"loss": loss})})
+
+
 def _some(names: Sequence[str]) -> str:
     shown = ", ".join(repr(name) for name in names[:_SHOWN])
     return shown + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")

@@ -40,8 +40,10 @@ class ImageSettings:
     """error: a sample that cannot be decoded is a Fault that names it. skip: another sample takes its place."""
     size_at: Callable[[int], int] | None = None
     """Epoch -> side of the images, px; None: the transform's."""
-    num_copies: int = 1
-    """There are this many times as many sample ids as samples (see `order.train_order`)."""
+    num_copies: int | None = 1
+    """There are this many times as many sample ids as samples (see `order.train_order`). None: not known."""
+    replaces_within_class: bool = False
+    """Whether a sample that replaces another has its label."""
 
 
 def train_images(recipe: Recipe) -> ImageSettings:
@@ -49,7 +51,13 @@ def train_images(recipe: Recipe) -> ImageSettings:
     data = recipe.data
     size_at = partial(train_size, data, total_epochs=recipe.train.total_epochs)
     return ImageSettings(
-        data.train, data.decoder, recipe.seed, data.on_bad_sample, size_at, num_copies=data.augmentation_repeats
+        data.train,
+        data.decoder,
+        recipe.seed,
+        data.on_bad_sample,
+        size_at,
+        num_copies=data.augmentation_repeats if data.sampling is None else None,
+        replaces_within_class=data.sampling is not None,
     )
 
 
@@ -102,6 +110,7 @@ class KeyedDecoder:
         self._transform = settings.transform.model_copy(update={"size": size})
         self._seed = settings.seed
         self._on_bad_sample = settings.on_bad_sample
+        self._replaces_within_class = settings.replaces_within_class
         self._augment = () if isinstance(settings.transform, CenterCrop) else settings.transform.augment
         if self._augment:
             open_decode_library("data.train.augment needs it")  # also with libffcv's kernel
@@ -177,7 +186,9 @@ class KeyedDecoder:
             raise Fault(f"{what}. An evaluation counts every sample, so none is skipped: {lists_all}, {leaves_out}")
         if self._on_bad_sample == "error":
             raise Fault(f"{what}; {lists_all}, {leaves_out}; or set data.on_bad_sample: skip")
-        others = replacement_ids(len(self._reader), self._seed, epoch, int(draw_id[0]))
+        labels = self._reader.labels
+        choices = np.flatnonzero(labels == labels[bad]) if self._replaces_within_class else np.arange(len(labels))
+        others = choices[replacement_ids(len(choices), self._seed, epoch, int(draw_id[0]))]
         for i, other in enumerate(others.tolist()):
             # Under the draws of the bad sample: which sample fills its place depends on nothing but its id.
             if self._show(epoch, others[i : i + 1], draw_id, image)[0] == OK:

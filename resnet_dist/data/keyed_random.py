@@ -35,6 +35,8 @@ class Stream(IntEnum):
     """Samples that replace bad ones."""
     LAYER_NOISE = 8
     """Drop-path and dropout; the epoch of its keys is the step, the sample id the micro-batch."""
+    TURNS = 9
+    """`data.sampling`: in which order the samples of a class take turns."""
 
 
 def splitmix64(seeds: NDArray[np.uint64], counters: ArrayLike) -> NDArray[np.uint64]:

@@ -61,12 +61,14 @@ class BetonLoader:
         wait_limit_s: float = 300.0,
     ) -> None:
         manifest = load_manifest(beton)
+        self.manifest = manifest
         self._reader = open_reader(beton, manifest)
         require_sides(beton, manifest, settings.transform)
         self._file = np.asarray(np.memmap(beton, np.uint8, mode="r"))
         self.num_samples = len(self._reader)
         self.page_of_sample: NDArray[np.int64] = self._reader.pointers // self._reader.page_bytes
         """[num_samples]: in which page of the beton a sample is."""
+        self.labels = self._reader.labels
         self._settings = settings
         self._num_threads = num_threads
         self._batch_size = batch_size
@@ -99,7 +101,8 @@ class BetonLoader:
         """
         if sample_ids.ndim != 1 or not np.issubdtype(sample_ids.dtype, np.integer):
             raise ValueError(f"sample_ids must be a 1-D integer array, got {sample_ids.dtype} {sample_ids.shape}")
-        num_ids = self.num_samples * self._settings.num_copies
+        copies = self._settings.num_copies
+        num_ids = self.num_samples * copies if copies is not None else np.iinfo(np.int64).max
         if len(sample_ids) and not 0 <= sample_ids.min() <= sample_ids.max() < num_ids:
             raise ValueError(f"sample_ids {sample_ids.min()}..{sample_ids.max()} of {num_ids} samples")
         if sizes is None:

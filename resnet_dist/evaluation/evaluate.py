@@ -249,7 +249,8 @@ def _evaluate_share(job: EvaluationJob, rank: int, world_size: int) -> tuple[Eva
             world_size=world_size,
             device=device,
             precision=precision,
-            confusion_classes=first.model.num_classes,
+            num_classes=first.model.num_classes,
+            confusion=True,
         )
         seconds = torch.tensor(time.perf_counter() - began)
     if world_size > 1:

@@ -25,7 +25,11 @@ class ClassLine:
     samples: int
     right: int
     top1_error: float | None
-    """Percent; None without samples."""
+    """Percent; None without samples. 100 less this is the class's recall."""
+    precision: float | None
+    """Right predictions of this class as a share of all predictions of it, percent; None if there is none."""
+    f1: float | None
+    """Harmonic mean of recall and precision, 2 * right / (samples + answers), percent; None if both of these are 0."""
     answers: int
     """Number of predictions of this class."""
     most_confused_with: str
@@ -41,7 +45,7 @@ def class_lines(
     """
     lines = []
     for label, (row, name, samples) in enumerate(zip(confusion, class_names, class_counts, strict=True)):
-        right = int(row[label])
+        right, answers = int(row[label]), int(confusion[:, label].sum())
         wrong = row.copy()
         wrong[label] = 0
         rival = int(wrong.argmax())
@@ -52,7 +56,9 @@ def class_lines(
                 samples,
                 right,
                 100.0 * (samples - right) / samples if samples else None,
-                int(confusion[:, label].sum()),
+                100.0 * right / answers if answers else None,
+                200.0 * right / (samples + answers) if samples + answers else None,
+                answers,
                 class_names[rival] if wrong[rival] else "",
                 int(wrong[rival]),
             )
@@ -65,7 +71,8 @@ def as_csv(lines: Sequence[ClassLine]) -> str:
     writer = csv.DictWriter(text, list(ClassLine.__dataclass_fields__), lineterminator="\n")
     writer.writeheader()
     for line in lines:
-        writer.writerow(asdict(line) | {"top1_error": "" if line.top1_error is None else f"{line.top1_error:.2f}"})
+        shares = {"top1_error": line.top1_error, "precision": line.precision, "f1": line.f1}
+        writer.writerow(asdict(line) | {key: "" if share is None else f"{share:.2f}" for key, share in shares.items()})
     return text.getvalue()
 
 

@@ -25,17 +25,19 @@ from resnet_dist.data.checks import (
     check_overlap,
     data_digest,
     empty_classes,
+    lopsided,
     mixed_pictures,
     other_pictures,
     picture_settings,
     require_classes,
     require_same_classes,
+    with_class_weights,
     with_statistics,
 )
 from resnet_dist.data.crops import require_sides
 from resnet_dist.data.decoder import open_kernel
 from resnet_dist.data.node_cache import NodeCache
-from resnet_dist.data.order import micro_batch_share
+from resnet_dist.data.order import micro_batch_share, sampling_weights
 from resnet_dist.errors import UserError
 from resnet_dist.launch.cluster import ClusterNode, alive_nodes, cluster_of, ray_session, require_capacity, this_machine
 from resnet_dist.launch.start import Start, resolve_start
@@ -118,9 +120,11 @@ def prepare(recipe: Recipe, profile: Profile, name: str) -> Prepared:
     except UserError as error:
         raise UserError(f"{error} (dataset {recipe.data.dataset} of data_root {profile.data_root})") from None
     require_same_classes(train, val, folder)
-    recipe = with_statistics(recipe, train, train_source)
+    recipe = with_class_weights(with_statistics(recipe, train, train_source), train)
     for source, manifest in ((train_source, train), (val_source, val)):
         require_fitting_data(recipe, manifest, source)
+    if recipe.data.sampling is not None:
+        sampling_weights(recipe.data.sampling, train.class_names, train.class_counts)  # its mistakes, before the start
     shared = check_overlap(train, val, train_source, val_source, allow=recipe.data.allow_overlap)
     storage = open_storage(beside(profile.storage, name))
     storage.require_writable()
@@ -147,6 +151,7 @@ def prepare(recipe: Recipe, profile: Profile, name: str) -> Prepared:
         shared,
         empty_classes(train, train_source),
         empty_classes(val, val_source),
+        lopsided(recipe, train, train_source),
         mixed_pictures(train, train_source),
         mixed_pictures(val, val_source),
         other_pictures(picture_settings(train), picture_settings(val), "train.beton", "val.beton"),
@@ -261,9 +266,18 @@ def describe_run(recipe: Recipe, profile: Profile, name: str) -> str:
     return redacted(f"# recipe\n{to_yaml(prepared.recipe)}\n# profile\n{to_yaml(profile)}\n# run\n{run}")
 
 
-def _left_out(recipe: Recipe, prepared: Prepared) -> str:
-    """A step has a full global batch, so each epoch leaves out the rest, which differs from epoch to epoch."""
-    num_left_out = prepared.train.num_samples % recipe.train.global_batch_size
+def _shown(recipe: Recipe, prepared: Prepared) -> str:
+    """How often an epoch shows an image. A step has a full global batch, so without sampling each epoch leaves out the
+    rest, which differs from epoch to epoch."""
+    data, sampling = prepared.train, recipe.data.sampling
+    if sampling is not None:
+        weights = sampling_weights(sampling, data.class_names, data.class_counts)
+        num_images = prepared.plan.steps_per_epoch * recipe.train.global_batch_size / recipe.data.augmentation_repeats
+        times = [
+            num_images * int(w) / int(weights.sum()) / n for w, n in zip(weights, data.class_counts, strict=True) if n
+        ]
+        return f", sampled by class: an image is shown {min(times):.3g} to {max(times):.3g} times on average"
+    num_left_out = data.num_samples % recipe.train.global_batch_size
     if num_left_out == 0 or recipe.data.augmentation_repeats > 1:
         return ""
     return f", {num_left_out:,} images left out of each epoch, different ones each time"
@@ -302,7 +316,7 @@ def _run(recipe: Recipe, profile: Profile, name: str, prepared: Prepared) -> str
         "read from": f"each node's own copy under {profile.cache}" if profile.cache else "the paths above",
         "data digest": prepared.identity.data_digest,
         **({"start": prepared.start.lines[0]} if prepared.start and prepared.start.lines else {}),
-        "steps per epoch": f"{plan.steps_per_epoch:,}{_left_out(recipe, prepared)}",
+        "steps per epoch": f"{plan.steps_per_epoch:,}{_shown(recipe, prepared)}",
         "steps in all": _steps(plan),
         "MLflow": f"experiment {profile.experiment} at {profile.tracking_uri}",
     }

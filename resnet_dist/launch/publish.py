@@ -34,7 +34,7 @@ from resnet_dist.tracking.registry import Registration, Score, register
 from resnet_dist.tracking.spool import read_history
 from resnet_dist.tracking.sync import SyncReport, sync
 from resnet_dist.training.checkpoint import Identity, load_state
-from resnet_dist.training.checkpoint_manager import BEST_METRIC, newest_complete, newest_first, newest_step, open_best
+from resnet_dist.training.checkpoint_manager import newest_complete, newest_first, newest_step, open_best, score
 from resnet_dist.training.context import TrainingOutcome, WorkerResult
 from resnet_dist.training.model import build_classifier
 from resnet_dist.training.state import evaluated_weights
@@ -232,9 +232,9 @@ def _publish_models(training: FinishedTraining, record: MlflowRecord) -> RunResu
             raise Fault(f"{storage.location}: the checkpoint of step {training.step} is missing or damaged")
         checkpoint = f"{storage.location}/{found.name}"
         last_uri = _log(training, handle, "model", found.directory, training.step, training.metrics)
-    best_uri, metrics = last_uri, training.metrics
+    best_uri, metrics, best_by = last_uri, training.metrics, training.recipe.eval.best_by
     with open_best(storage, training.identity) as best:
-        if best is not None and best.metadata.metrics[BEST_METRIC] > metrics[BEST_METRIC]:
+        if best is not None and score(best.metadata.metrics, best_by) > score(metrics, best_by):
             metrics = best.metadata.metrics
             best_uri = _log(training, handle, "model-best", best.directory, best.metadata.step, metrics)
     if training.register_models:
@@ -298,12 +298,12 @@ def _log(
 def _register(
     training: FinishedTraining, handle: RunHandle, model_uri: str, metrics: Mapping[str, float]
 ) -> Registration:
-    recipe, identity = training.recipe, training.identity
+    recipe, identity, best_by = training.recipe, training.identity, training.recipe.eval.best_by
     return register(
         handle,
         f"{recipe.data.dataset}-{recipe.model.name}",
         model_uri,
-        Score(training.validation_digest, metrics["val/top1"]),
+        Score(training.validation_digest, metrics[f"val/{best_by}"], by=best_by),
         {"recipe_hash": identity.recipe_hash, "data_digest": identity.data_digest},
         identity.class_names,
     )

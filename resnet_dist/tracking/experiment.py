@@ -179,6 +179,7 @@ _COLUMNS = (
     "attributes.`Dataset`",
     "metrics.`val/top1`",
     "metrics.`val/top5`",
+    "metrics.`val/balanced_top1`",
     "metrics.`val/loss`",
     "metrics.`train/loss`",
     "metrics.`speed/images_per_s`",

@@ -28,19 +28,35 @@ if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
 
 CANDIDATE, CHAMPION = "candidate", "champion"
-_DIGEST_TAG, _TOP1_TAG, _MODEL_TAG, _CLASSES_TAG = "evaluated_on", "val_top1", "model_id", "classes"
+_DIGEST_TAG, _MODEL_TAG, _CLASSES_TAG = "evaluated_on", "model_id", "classes"
+_VALUE_TAGS = {"top1": "val_top1", "balanced_top1": "val_balanced_top1", "loss": "val_loss"}
+"""By what models were judged, and the tag with the value."""
 _RIVALRY_MS = 600_000
 """Versions registered within this time of each other may have been registered concurrently."""
+
+
+_SHOWN = {"top1": "top-1", "balanced_top1": "balanced top-1"}
 
 
 @dataclass(frozen=True)
 class Score:
     data_digest: str
-    """Digest of the data that the accuracy was measured on."""
-    top1: float
-    """Percent."""
+    """Digest of the data that the value was measured on."""
+    value: float
+    """Percent; for `loss`, nats."""
     classes: str = ""
     """Digest of the class names in their order; empty where they are not known."""
+    by: str = "top1"
+    """Which metric the value is of: the recipe's `eval.best_by`."""
+
+    @property
+    def rank(self) -> float:
+        """Larger is better."""
+        return -self.value if self.by == "loss" else self.value
+
+    @property
+    def shown(self) -> str:
+        return f"loss {self.value:.4f}" if self.by == "loss" else f"{self.value:.2f} % {_SHOWN[self.by]}"
 
 
 @dataclass(frozen=True)
@@ -53,12 +69,14 @@ class Registration:
 
 
 def becomes_champion(new: Score, champion: Score | None) -> bool:
-    """The first model becomes champion; another one only if it is better on the same data and has the same classes.
-    Accuracies on different data do not say which model is better, and whoever serves the champion expects its classes:
-    a champion of other data or classes stays until a person moves the alias.
+    """The first model becomes champion; another one only if it is better by the same metric on the same data and has
+    the same classes. Accuracies on different data do not say which model is better, and whoever serves the champion
+    expects its classes: a champion of other data, metric or classes stays until a person moves the alias.
     """
     return champion is None or (
-        new.data_digest == champion.data_digest and _may_be_same_classes(new, champion) and new.top1 > champion.top1
+        (new.data_digest, new.by) == (champion.data_digest, champion.by)
+        and _may_be_same_classes(new, champion)
+        and new.rank > champion.rank
     )
 
 
@@ -108,7 +126,7 @@ def _promote(client: MlflowClient, name: str, version: ModelVersion, score: Scor
     while True:
         champion = _champion(client, name)
         rivals = _rivals(client, name, version, score)
-        best = max(rivals, key=lambda rival: (_score_of(rival, score).top1, -int(rival.version)))
+        best = max(rivals, key=lambda rival: (_score_of(rival, score).rank, -int(rival.version)))
         if champion is not None and (
             champion.version == best.version or not becomes_champion(_score_of(best, score), _score_of(champion, score))
         ):
@@ -137,6 +155,7 @@ def _rivals(client: MlflowClient, name: str, version: ModelVersion, score: Score
         other
         for other in found
         if other.version != version.version
+        and _score_of(other, score).by == score.by
         and _may_be_same_classes(_score_of(other, score), score)
         and abs(other.creation_timestamp - version.creation_timestamp) <= _RIVALRY_MS
     ]
@@ -172,7 +191,7 @@ def _create_version(
     own_tags = {
         _MODEL_TAG: model_id,  # mlflow's sqlite registry forgets it
         _DIGEST_TAG: score.data_digest,
-        _TOP1_TAG: repr(score.top1),
+        _VALUE_TAGS[score.by]: repr(score.value),
         _CLASSES_TAG: score.classes,
     }
     return client.create_model_version(
@@ -180,7 +199,7 @@ def _create_version(
         source,
         run_id=handle.run_id,
         tags={**tags, **own_tags},
-        description=f"{score.top1:.2f} % top-1 on the validation data {score.data_digest}; from the run {run_name}.",
+        description=f"{score.shown} on the validation data {score.data_digest}; from the run {run_name}.",
         model_id=model_id,
         await_creation_for=None,
     )
@@ -194,9 +213,11 @@ def _champion(client: MlflowClient, name: str) -> ModelVersion | None:
 def _score_of(version: ModelVersion, like: Score) -> Score:
     """From a version's tags. A version that a person registered has none: it counts as having other data, and stays
     champion."""
+    tags = version.tags
     try:
-        return Score(version.tags[_DIGEST_TAG], float(version.tags[_TOP1_TAG]), version.tags.get(_CLASSES_TAG, ""))
-    except (KeyError, ValueError):
+        by, value = next((by, float(tags[tag])) for by, tag in _VALUE_TAGS.items() if tag in tags)
+        return Score(tags[_DIGEST_TAG], value, tags.get(_CLASSES_TAG, ""), by)
+    except (KeyError, ValueError, StopIteration):
         return Score(f"not {like.data_digest}", 0.0)
 
 

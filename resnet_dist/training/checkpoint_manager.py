@@ -22,7 +22,7 @@ import torch
 
 from data_prep.beton.digest import digest_stream, parse_digest
 from data_prep.beton.files import Unfit
-from resnet_dist.config.recipe import Recipe
+from resnet_dist.config.recipe import BestBy, Recipe
 from resnet_dist.errors import Fault, UserError
 from resnet_dist.storage.base import TEMPORARY, RunStorage
 from resnet_dist.training.checkpoint import (
@@ -46,8 +46,6 @@ from resnet_dist.training.state import HostCopies, TrainState
 
 BEST = "best"
 START = "start"
-BEST_METRIC = "val/top1"
-"""Larger is better."""
 _MAX_REASON = 200
 _HEARTBEAT_EVERY_S = 1.0
 
@@ -110,10 +108,11 @@ class CheckpointManager:
             prune(storage, keep)
 
     def save_if_best(self, metrics: Mapping[str, float]) -> None:
-        """Keeps the evaluated net if its `BEST_METRIC` is the highest so far. Only rank 0 does anything."""
-        if self._ctx.rank != 0 or metrics[BEST_METRIC] <= self._best_value:
+        """Keeps the evaluated net if it is the best so far, by `eval.best_by`. Only rank 0 does anything."""
+        value = score(metrics, self._job.recipe.eval.best_by)
+        if self._ctx.rank != 0 or value <= self._best_value:
             return
-        self._best_value = metrics[BEST_METRIC]
+        self._best_value = value
         net, metadata = self._best_copies.take(self._state.evaluated_net.state_dict()), self._metadata(metrics)
         self._wait_for_best()  # at most one copy of the net waits in memory
         self._best_write = self._best_writer.submit(keep_if_best, self._ctx.storage, net, metadata)
@@ -332,11 +331,19 @@ def prune(storage: RunStorage, keep: int, damaged: Collection[str] = ()) -> None
 # The best weights
 
 
+def score(metrics: Mapping[str, float], best_by: BestBy) -> float:
+    """How good evaluated weights are, by the recipe's `eval.best_by`; larger is better."""
+    return -metrics["val/loss"] if best_by == "loss" else metrics[f"val/{best_by}"]
+
+
+def _score(metadata: CheckpointMetadata) -> float:
+    return score(metadata.metrics, metadata.recipe.get("eval", {}).get("best_by", "top1"))
+
+
 def keep_if_best(storage: RunStorage, net: Mapping[str, Any], metadata: CheckpointMetadata) -> bool:
-    """Keeps the net's state dict if its `BEST_METRIC` is higher than that of the kept ones; the first of equals
-    stays."""
-    kept = [old.metrics[BEST_METRIC] for old in _all_best(storage, metadata.identity).values()]
-    if kept and metadata.metrics[BEST_METRIC] <= max(kept):
+    """Keeps the net's state dict if it is better than the kept ones; the first of equals stays."""
+    kept = [_score(old) for old in _all_best(storage, metadata.identity).values()]
+    if kept and _score(metadata) <= max(kept):
         return False
     new = checkpoint_name(metadata.epoch, metadata.step)
     storage.commit(f"{BEST}/{new}", partial(write_checkpoint, state={"net": net}, metadata=metadata), last=METADATA)
@@ -351,7 +358,7 @@ def keep_if_best(storage: RunStorage, net: Mapping[str, Any], metadata: Checkpoi
 def open_best(storage: RunStorage, identity: Identity) -> Iterator[StoredCheckpoint | None]:
     """The best complete weights of this recipe and these data, or None."""
     kept = _all_best(storage, identity)
-    for name in sorted(kept, key=lambda name: kept[name].metrics[BEST_METRIC], reverse=True):
+    for name in sorted(kept, key=lambda name: _score(kept[name]), reverse=True):
         with ExitStack() as stack:
             try:
                 found = stack.enter_context(open_checkpoint(storage, name))
@@ -365,4 +372,4 @@ def open_best(storage: RunStorage, identity: Identity) -> Iterator[StoredCheckpo
 def _all_best(storage: RunStorage, identity: Identity) -> dict[str, CheckpointMetadata]:
     """The metadata of the best weights in storage, without those of another run."""
     found = {f"{BEST}/{name}": read_metadata(storage, f"{BEST}/{name}") for name in newest_first(storage.names(BEST))}
-    return {name: m for name, m in found.items() if m and m.identity.matches(identity) and BEST_METRIC in m.metrics}
+    return {name: m for name, m in found.items() if m and m.identity.matches(identity) and "val/top1" in m.metrics}

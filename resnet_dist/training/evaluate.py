@@ -68,6 +68,8 @@ class Evaluation:
     num_top1: int
     num_top5: int
     loss_sum: float
+    by_class: NDArray[np.int64]
+    """[num_classes, 2]: samples of each class whose prediction is wrong, and right."""
     num_not_finite: int = 0
     """Samples with a NaN or infinite logit. None of them counts as right."""
     confusion: NDArray[np.int64] | None = None
@@ -93,6 +95,13 @@ class Evaluation:
         """Top-1 error, percent."""
         return 100.0 - self.top1
 
+    @property
+    def balanced_top1(self) -> float:
+        """Balanced accuracy, percent: the mean of the accuracies within the classes (macro-averaged recall), without
+        classes that have no samples. Equal to `top1` if all classes have equally many."""
+        shares = [right / (wrong + right) for wrong, right in self.by_class.tolist() if wrong + right]
+        return 100.0 * math.fsum(shares) / len(shares)
+
     def metrics(self) -> dict[str, float]:
         """Accuracies and errors in percent, cross-entropy in nats per sample."""
         top5 = 100.0 * self.num_top5 / self.num_samples
@@ -100,6 +109,7 @@ class Evaluation:
             "val/loss": self.loss_sum / self.num_samples,
             "val/top1": self.top1,
             "val/top5": top5,
+            "val/balanced_top1": self.balanced_top1,
             "val/top1_error": self.top1_error,
             "val/top5_error": 100.0 - top5,
         }
@@ -116,13 +126,14 @@ def evaluate(
     world_size: int,
     device: torch.device,
     precision: Precision,
-    confusion_classes: int | None = None,
+    num_classes: int,
+    confusion: bool = False,
 ) -> Evaluation:
     """Evaluates `model` on samples 0 .. num_samples - 1. All workers call it and get the same result.
 
     Args:
         batches: the samples with given ids, in batches of `batch_size`.
-        confusion_classes: the number of classes, to get the confusion matrix and the calibration too.
+        confusion: whether to get the confusion matrix and the calibration too.
 
     Raises:
         Fault: the number of samples seen is not `num_samples`.
@@ -130,17 +141,20 @@ def evaluate(
     # One row per batch [k * batch_size, (k + 1) * batch_size), filled by exactly one worker and zero on the others. The
     # sum over the workers is exact, and the sum over the rows is in batch order: the same bits whoever filled them.
     mine = eval_batches(num_samples, batch_size, rank, world_size)
-    columns = _COUNTS + (3 * NUM_BINS if confusion_classes else 0)
+    columns = _COUNTS + (3 * NUM_BINS if confusion else 0)
     table = torch.zeros((-(-num_samples // batch_size), columns), dtype=torch.float64)
     rows: list[Tensor] = []
+    outcomes: list[Tensor] = []
     judged: list[Tensor] = []
     ids = np.arange(mine.start * batch_size, min(mine.stop * batch_size, num_samples), dtype=np.int64)
     with _in_eval_mode(model):
         for _, batch in zip(mine, batches(ids), strict=True):
             with precision.autocast(device):
                 logits = model(batch.images)
-            rows.append(_row(logits, batch.labels))
-            if confusion_classes:
+            counts, is_right = _row(logits, batch.labels)
+            rows.append(counts)
+            outcomes.append(2 * batch.labels + is_right)
+            if confusion:
                 judged.append(judge(logits, batch.labels))
             if device.type == "cuda" and len(rows) % _BATCHES_PER_WAIT == 0:
                 torch.cuda.synchronize(device)
@@ -154,16 +168,19 @@ def evaluate(
     total = by_batch.sum(dim=0)
     if int(total[0]) != num_samples:
         raise Fault(f"evaluation saw {int(total[0])} samples of {num_samples}: the loader lost some")
+    seen = torch.cat([torch.zeros(0, dtype=torch.int64), *(batch.cpu() for batch in outcomes)])
+    by_class = sum_over_workers(torch.bincount(seen, minlength=2 * num_classes)).reshape(num_classes, 2)
     first = next((row * batch_size + int(by_batch[row, 5]) for row in by_batch[:, 4].nonzero()[:, 0].tolist()), None)
     return Evaluation(
         num_samples,
         num_top1=int(total[1]),
         num_top5=int(total[2]),
         loss_sum=float(total[3]),
+        by_class=by_class.numpy(),
         num_not_finite=int(total[4]),
         first_not_finite=first,
-        confusion=_confusion(judged, confusion_classes) if confusion_classes else None,
-        calibration=calibration_of(total[_COUNTS:]) if confusion_classes else None,
+        confusion=_confusion(judged, num_classes) if confusion else None,
+        calibration=calibration_of(total[_COUNTS:]) if confusion else None,
     )
 
 
@@ -182,9 +199,9 @@ def sparse_json(confusion: NDArray[np.int64]) -> str:
     return json.dumps({"num_classes": len(confusion), "counts": counts})
 
 
-def _row(logits: Tensor, labels: Tensor) -> Tensor:
+def _row(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     """(samples, top-1 correct, top-5 correct, loss sum, samples not finite, position of the first of these) of one
-    batch, float64 [6]. `logits` [N, C], `labels` [N].
+    batch, float64 [6]; and which samples are top-1 correct, bool [N]. `logits` [N, C], `labels` [N].
     """
     logits = logits if logits.dtype == torch.float64 else logits.float()  # under autocast they have 8 or 11 bits
     finite = logits.isfinite().all(dim=1)  # topk ranks NaN first: such a prediction would be right by chance
@@ -192,7 +209,7 @@ def _row(logits: Tensor, labels: Tensor) -> Tensor:
     loss = cross_entropy(logits, labels, reduction="none").double().sum()
     counts = torch.stack([torch.ones_like(labels).sum(), ranked[:, 0].sum(), ranked.any(dim=1).sum()])
     broken = torch.stack([(~finite).sum(), (~finite).int().argmax()])
-    return torch.cat([counts.double(), loss[None], broken.double()])
+    return torch.cat([counts.double(), loss[None], broken.double()]), ranked[:, 0]
 
 
 @contextmanager

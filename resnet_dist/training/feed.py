@@ -15,7 +15,14 @@ from resnet_dist.config.recipe import Recipe, steps_per_epoch
 from resnet_dist.data.batch import Batch
 from resnet_dist.data.decoder import eval_images, train_images
 from resnet_dist.data.loader import BetonLoader, Numbers
-from resnet_dist.data.order import PageShuffle, eval_batch_size, micro_batch_share, train_order
+from resnet_dist.data.order import (
+    ClassSampling,
+    PageShuffle,
+    eval_batch_size,
+    micro_batch_share,
+    sampling_weights,
+    train_order,
+)
 from resnet_dist.training.context import RunContext, TrainingJob
 
 
@@ -41,6 +48,8 @@ class OpenSplit(NamedTuple):
     num_samples: int
     page_shuffle: PageShuffle | None = None
     """How samples are shuffled if not across the whole data set."""
+    sampling: ClassSampling | None = None
+    """How often each sample is shown if not once."""
 
 
 def open_data(job: TrainingJob, device: torch.device, stack: ExitStack) -> tuple[OpenSplit, OpenSplit]:
@@ -65,7 +74,11 @@ def open_data(job: TrainingJob, device: torch.device, stack: ExitStack) -> tuple
     )
     stack.enter_context(closing(val))
     shuffle = PageShuffle(train.page_of_sample, recipe.data.shuffle_window_pages) if by_pages else None
-    return OpenSplit(train, train.num_samples, shuffle), OpenSplit(val, val.num_samples)
+    sampling = None
+    if recipe.data.sampling is not None:
+        names, counts = train.manifest.class_names, train.manifest.class_counts
+        sampling = ClassSampling(train.labels, sampling_weights(recipe.data.sampling, names, counts), recipe.seed)
+    return OpenSplit(train, train.num_samples, shuffle, sampling), OpenSplit(val, val.num_samples)
 
 
 def steps_from(
@@ -98,6 +111,7 @@ def steps_from(
         start_step=first_step,
         page_shuffle=split.page_shuffle,
         repeats=recipe.data.augmentation_repeats,
+        sampling=split.sampling,
     )
     share = micro_batch_share(train.num_micro_batches, ctx.rank, ctx.world_size)
     launches = launches or [share[i : i + 1] for i in range(len(share))]

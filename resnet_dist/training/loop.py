@@ -290,7 +290,8 @@ class Trainer:
             world_size=ctx.world_size,
             device=ctx.device,
             precision=self.precision,
-            confusion_classes=recipe.model.num_classes if may_be_last else None,
+            num_classes=recipe.model.num_classes,
+            confusion=bool(may_be_last),
         )
         if not evaluation.is_finite:
             # Not reported, because it is done again: after the steps that caused it were left out, or when the run is

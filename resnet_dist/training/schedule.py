@@ -90,7 +90,7 @@ class EarlyStop:
     def after(self, value: float, step: int, config: EarlyStopConfig) -> EarlyStop:
         """After one more evaluation, which gave `value` of the metric."""
         gain = math.inf if self.best is None else self.best - value
-        if self.best is not None and config.metric == "val/top1":
+        if self.best is not None and config.metric != "val/loss":
             gain = -gain
         if gain > 0 and gain >= config.min_delta:
             return EarlyStop(value, step)

@@ -58,6 +58,12 @@ class TrainStep:
         self.recipe, self.state, self.reduction, self.device = recipe, state, reduction, device
         self.rank, self.world_size = rank, world_size
         self.precision = Precision(recipe.train.precision)
+        self.class_weights: Tensor | None = None
+        if (weights := recipe.train.loss.class_weights) is not None:
+            if weights == "balanced":
+                raise ValueError("train.loss.class_weights: balanced is not resolved; see checks.with_class_weights")
+            # On the device from the start: a captured launch can take nothing from the host.
+            self.class_weights = torch.tensor(weights, dtype=self.precision.weights, device=device)
         self.noise = LaunchNoise(classifier)
         self.statistics = BatchNormStatistics(classifier)
         # The exact reduction needs the gradients of the micro-batches one by one.
@@ -129,7 +135,9 @@ class TrainStep:
             with self.precision.autocast(self.device):
                 logits = self.reduction.forward(images)
                 pairs = zip(logits.chunk(k), targets.chunk(k), strict=True)
-                losses = torch.stack([training_loss(mine, wanted, recipe.train) for mine, wanted in pairs])
+                losses = torch.stack(
+                    [training_loss(mine, wanted, recipe.train, self.class_weights) for mine, wanted in pairs]
+                )
             # fp16 loses small gradients: the loss is scaled up here, and the gradient down again in the update.
             self.reduction.backward(self.state.scaler.scale(losses), batch.micro_batches)
         wrong = (logits.detach().argmax(dim=1) != targets.argmax(dim=1)).view(k, -1).sum(dim=1)
@@ -209,13 +217,26 @@ def update_weights(state: TrainState, lr: float, *, clip_grad_norm: float | None
     return norm if measure_norm else None
 
 
-def training_loss(logits: Tensor, targets: Tensor, train: TrainConfig) -> Tensor:
-    """Mean loss of a micro-batch, a scalar of the targets' type. Logits and targets [N, C]; a target sums to 1."""
+def training_loss(logits: Tensor, targets: Tensor, train: TrainConfig, class_weights: Tensor | None = None) -> Tensor:
+    """Mean loss of a micro-batch, a scalar of the targets' type.
+
+    Args:
+        logits, targets: [N, C]; a target sums to 1.
+        class_weights: [C], of the targets' type. The loss of an image is multiplied by their mean, weighted by its
+            target, and the sum is divided by N. Not by the sum of the weights, as torch does for labels: the same image
+            would count more or less, depending on the others in its micro-batch.
+    """
     logits = logits.to(targets.dtype)  # under autocast logits have 8 or 11 bits: too few for sums of 1000 terms
+    # Before smoothing: its share of a rare class's large weight would pull all images towards that class.
+    image_weights = None if class_weights is None else (targets * class_weights).sum(dim=1)
     if not isinstance(train.loss, BinaryCrossEntropy):
-        return cross_entropy(logits, targets, label_smoothing=train.label_smoothing)
+        if image_weights is None:
+            return cross_entropy(logits, targets, label_smoothing=train.label_smoothing)
+        losses = cross_entropy(logits, targets, label_smoothing=train.label_smoothing, reduction="none")
+        return (losses * image_weights).mean()
     # Wightman et al. 2021, "ResNet strikes back", section 3; label smoothing as in Szegedy et al. 2016, section 7
     targets = (1.0 - train.label_smoothing) * targets + train.label_smoothing / targets.shape[1]
     if train.loss.target_threshold is not None:
         targets = (targets > train.loss.target_threshold).to(targets.dtype)
-    return binary_cross_entropy_with_logits(logits, targets)
+    weight = None if image_weights is None else image_weights[:, None]
+    return binary_cross_entropy_with_logits(logits, targets, weight=weight)

@@ -145,6 +145,7 @@ def multi_scale(
                     world_size=1,
                     device=where,
                     precision=precision,
+                    num_classes=trained.recipe.model.num_classes,
                 )
             )
     ours, cpu = found

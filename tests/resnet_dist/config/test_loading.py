@@ -57,6 +57,7 @@ def mistake(path: Path, *overrides: str) -> str:
         ("data.mean=[1, 2, 3]", "data.mean", (1.0, 2.0, 3.0)),
         ("train.max_steps=null", "train.max_steps", None),
         ("schedule={kind: step, milestone_fractions: [0.5]}", "schedule.kind", "step"),
+        ("train.loss.class_weights=balanced", "train.loss.kind", "cross_entropy"),
     ],
 )
 def test_the_schema_types_files_and_overrides(recipe_file: Path, override: str, path: str, value: object) -> None:
@@ -95,6 +96,13 @@ def test_all_mistakes_are_reported_at_once(recipe_file: Path) -> None:
             "data.train={kind: random_resized_crop, size: 32, scale: [0.5, 1.5]}",
             "data.train.scale.1: should be less than or equal to 1",
         ),
+        (
+            "train.loss={kind: bce, class_weights: [1, 2]}",
+            "class_weights has 2 numbers, expected one for each of the 10 classes",
+        ),
+        ("train.loss={kind: bce, class_weights: equal}", "class_weights: should be null, balanced, or a list"),
+        ("data.sampling={kind: balanced, power: 2}", "data.sampling.power: should be less than or equal to 1"),
+        ("data.sampling={kind: weighted, weights: {cat: -1}}", "data.sampling.weights.cat: should be greater than"),
         ("optim.lr", "expected key.path=value"),
         ("optim.lr.x=1", "optim.lr is a value, not a section"),
         ("optim.lr=[", "not valid YAML"),
@@ -118,6 +126,11 @@ def test_all_mistakes_are_reported_at_once(recipe_file: Path) -> None:
 )
 def test_bad_overrides(recipe_file: Path, override: str, message: str) -> None:
     assert message in mistake(recipe_file, override)
+
+
+def test_rare_classes_are_made_up_for_once(recipe_file: Path) -> None:
+    both = ["data.sampling.kind=balanced", "train.loss.class_weights=balanced"]
+    assert "would both make up for rare classes" in mistake(recipe_file, *both)
 
 
 @pytest.mark.parametrize(

@@ -6,11 +6,14 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
+import numpy as np
 import pytest
+from sklearn.utils.class_weight import compute_class_weight
 
-from data_prep.beton.manifest import load_manifest, manifest_path
+from data_prep.beton.manifest import Manifest, load_manifest, manifest_path
 from data_prep.beton.stage import stage
 from data_prep.converter.convert import convert
 from data_prep.sources.datasets.builtin import Synthetic
@@ -19,9 +22,11 @@ from resnet_dist.config.profile import Profile, Workers
 from resnet_dist.config.recipe import Recipe
 from resnet_dist.data.checks import (
     known_pictures,
+    lopsided,
     mixed_pictures,
     other_pictures,
     picture_settings,
+    with_class_weights,
 )
 from resnet_dist.errors import UserError
 from resnet_dist.evaluation.evaluate import evaluate
@@ -201,6 +206,43 @@ def test_a_class_that_val_lacks_is_named(data: Path, prepared: Callable[[], Prep
         prepared()
     rename(data / "val.beton", ANIMALS, class_counts=[4, 0, 2, 2])
     assert prepared().warnings == (f"{data}/val.beton: has no images of 'bee'",)
+
+
+def lopsided_manifest(counts: tuple[int, ...]) -> Manifest:
+    """Of as many classes, by number of images. Nothing else of it is used."""
+    return cast(
+        Manifest,
+        SimpleNamespace(class_counts=counts, num_samples=sum(counts), class_names=tuple("abcdefgh"[: len(counts)])),
+    )
+
+
+def test_balanced_class_weights_become_scikit_learns(recipe: Recipe) -> None:
+    assert with_class_weights(recipe, lopsided_manifest((4, 4))) is recipe
+    asked = recipe_from_tree(recipe.model_dump(mode="json"), {"train.loss.class_weights": "balanced"})
+    labels = np.repeat([0, 1, 3], [7, 90, 3])
+    found = with_class_weights(asked, lopsided_manifest((7, 90, 0, 3))).train.loss.class_weights
+    expected = compute_class_weight("balanced", classes=np.array([0, 1, 3]), y=labels)
+    assert found == pytest.approx((expected[0], expected[1], 1.0, expected[2]), rel=1e-5)
+    assert found == (4.7619, 0.37037, 1.0, 11.1111)
+
+
+def test_a_run_has_the_numbers_of_balanced_class_weights(
+    data: Path, prepared: Callable[[], Prepared], recipe: Recipe, profile: Profile
+) -> None:
+    asked = recipe_from_tree(recipe.model_dump(mode="json"), {"train.loss.class_weights": "balanced"})
+    run = prepare(asked, profile, "r")
+    assert run.recipe.train.loss.class_weights == (1.0, 1.0, 1.0, 1.0)
+    written = recipe_from_tree(recipe.model_dump(mode="json"), {"train.loss.class_weights": [1, 1, 1, 1]})
+    assert run.identity == prepare(written, profile, "r").identity != prepared().identity
+
+
+def test_lopsided_data_is_reported_unless_the_recipe_deals_with_it(recipe: Recipe) -> None:
+    assert lopsided(recipe, lopsided_manifest((732, 1300, 1300, 0)), "t") is None  # as ImageNet's
+    warning = lopsided(recipe, lopsided_manifest((5000, 12, 300)), "t.beton")
+    assert str(warning).startswith("t.beton: is lopsided: 5,000 images of 'a', 12 of 'b'; consider data.sampling.kind=")
+    for key, value in (("train.loss.class_weights", "balanced"), ("data.sampling", {"kind": "balanced"})):
+        other = recipe_from_tree(recipe.model_dump(mode="json"), {key: value})
+        assert lopsided(other, lopsided_manifest((5000, 12)), "t") is None
 
 
 @pytest.mark.parametrize(

@@ -375,6 +375,11 @@ def test_each_copy_of_a_bad_sample_is_replaced_by_a_sample_of_its_own(
     (batch,) = loader.epoch(3, copies)
     assert batch.num_replaced == 3
     assert batch.sample_ids.tolist() == [others[0], others[1], 19, others[3]]
+    # If classes have shares of their own, by one of its class. Some draws crop what is left of 18.
+    loader = open_loader(beton, num_copies=None, replaces_within_class=True, batch_size=20, on_bad_sample="skip")
+    (batch,) = loader.epoch(3, 18 + 40 * np.arange(20))
+    assert {8, 28, 38} <= set(batch.sample_ids) <= {8, 18, 28, 38}
+    assert (batch.labels == 8).all()
 
 
 @pytest.mark.parametrize(

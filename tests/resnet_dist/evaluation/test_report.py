@@ -43,9 +43,12 @@ def test_every_class_has_a_line() -> None:
     assert (cat.samples, cat.right, cat.top1_error, cat.most_confused_with, cat.times) == (4, 3, 25.0, "dog", 1)
     assert (dog.samples, dog.top1_error, dog.answers, dog.most_confused_with) == (0, None, 1, "")
     assert (owl.top1_error, owl.answers, owl.most_confused_with, owl.times) == (50.0, 2, "cat, tabby", 2)
+    assert (cat.precision, dog.precision, owl.precision) == (60.0, 0.0, 100.0)
+    assert (cat.f1, dog.f1, owl.f1) == pytest.approx((200 * 3 / 9, 0.0, 200 * 2 / 6))
     rows = list(csv.DictReader(io.StringIO(as_csv([cat, dog, owl]))))
     assert [row["name"] for row in rows] == list(NAMES)
     assert [row["top1_error"] for row in rows] == ["25.00", "", "50.00"]
+    assert [row["f1"] for row in rows] == ["66.67", "0.00", "66.67"]
 
 
 def test_samples_without_a_prediction_count_as_wrong() -> None:

@@ -103,6 +103,17 @@ def test_the_best_weights(storage: RunStorage, location: str) -> None:
     assert newest(location) == (None, ())
 
 
+@pytest.mark.parametrize(("best_by", "step"), [(None, 20), ("top1", 20), ("balanced_top1", 30), ("loss", 10)], ids=str)
+def test_the_recipe_says_by_what_weights_are_the_best(tmp_path: Path, best_by: str | None, step: int) -> None:
+    storage, recipe = open_storage(str(tmp_path)), {"eval": {"best_by": best_by}} if best_by else {}
+    for number, (top1, balanced, loss) in enumerate([(50.0, 30.0, 0.5), (60.0, 20.0, 0.9), (55.0, 40.0, 0.7)], 1):
+        metrics = {"val/top1": top1, "val/balanced_top1": balanced, "val/loss": loss}
+        keep_if_best(storage, {}, CheckpointMetadata(number, 10 * number, MINE, recipe, metrics, files={}))
+    with open_best(storage, MINE) as best:
+        assert best is not None
+        assert best.metadata.step == step
+
+
 def test_the_doctor_lists_and_repairs(storage: RunStorage, location: str) -> None:
     storage.pull()
     complete, rotten, torn = (commit(storage, step, 97.25) for step in (10, 20, 30))

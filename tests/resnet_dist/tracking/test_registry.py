@@ -44,6 +44,8 @@ def aliases(uri: str) -> dict[str, str]:
         (Score("a", 89.9), Score("a", 90.0), False),
         (Score("b", 99.9), Score("a", 10.0), False),  # other data: nothing can be said
         (Score("a", float("nan")), Score("a", 10.0), False),
+        (Score("a", 99.9, by="balanced_top1"), Score("a", 10.0), False),  # by another metric
+        (Score("a", 0.3, by="loss"), Score("a", 0.4, by="loss"), True),
     ],
 )
 def test_a_champion_falls_only_to_a_better_one_on_the_same_data(new, champion, wins):

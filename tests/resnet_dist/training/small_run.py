@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from resnet_dist.config.recipe import Recipe, TrainConfig
 from resnet_dist.data.batch import Batch
 from resnet_dist.data.loader import Numbers
+from resnet_dist.data.order import ClassSampling, sampling_weights
 from resnet_dist.storage.folder import FolderStorage
 from resnet_dist.tracking.tracker import Tracker
 from resnet_dist.training.checkpoint import CheckpointMetadata, Identity, checkpoint_name, write_checkpoint
@@ -27,6 +28,7 @@ from resnet_dist.training.loop import Trainer
 from resnet_dist.training.schedule import RunPlan
 
 NUM_TRAIN, NUM_VAL, SIZE = 100, 37, 8
+CLASSES = ("ant", "bee", "cat", "dog")
 IDENTITY = Identity("recipe", "data", ("ant", "bee"))
 PLAN = RunPlan(
     steps_per_epoch=4,
@@ -41,12 +43,16 @@ PLAN = RunPlan(
 
 PARTS: dict[str, dict[str, Any]] = {
     "train": {
-        "loss": {"kind": "bce", "target_threshold": 0.2},
+        "loss": {"kind": "bce", "target_threshold": 0.2, "class_weights": [1, 3, 0.5, 1]},
         "label_smoothing": 0.1,
         "ema": {"decay": 0.8, "every_steps": 2, "start_epochs": 0.5},
         "bn_statistics_steps": 2,
     },
-    "data": {"augmentation_repeats": 3, "mixing": {"mixup_alpha": 0.2, "cutmix_alpha": 1.0}},
+    "data": {
+        "augmentation_repeats": 3,
+        "mixing": {"mixup_alpha": 0.2, "cutmix_alpha": 1.0},
+        "sampling": {"kind": "weighted", "weights": {"ant": 20.0, "dog": 0.3}},
+    },
     "model": {"drop_path": 0.1, "dropout": 0.1},
     "optim": {"clip_grad_norm": 0.5},
     "schedule": {"kind": "plateau", "patience": 1, "warmup": {"epochs": 0.5, "start_factor": 0.1, "shape": "constant"}},
@@ -171,7 +177,12 @@ def trainer_of(
         save_every_s=save_every_s,
     )
     context = context or LocalContext(FolderStorage(folder))
-    return Trainer(job, context, tracker or Points(), OpenSplit(train, NUM_TRAIN), OpenSplit(val, NUM_VAL))
+    sampling = None
+    if config.data.sampling is not None:
+        counts = np.bincount(train.labels, minlength=len(CLASSES)).tolist()
+        sampling = ClassSampling(train.labels, sampling_weights(config.data.sampling, CLASSES, counts), config.seed)
+    splits = OpenSplit(train, NUM_TRAIN, sampling=sampling), OpenSplit(val, NUM_VAL)
+    return Trainer(job, context, tracker or Points(), *splits)
 
 
 def trained(

@@ -138,9 +138,10 @@ def test_nor_has_an_optimizer(optim: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
-def test_nor_has_binary_cross_entropy(precision: str) -> None:
-    loss = {"loss": {"kind": "bce", "target_threshold": 0.2}, "label_smoothing": 0.1}
-    assert not operations_of_a_step("option A", precision, train=loss) & NOT_DETERMINISTIC
+@pytest.mark.parametrize("loss", [{"kind": "bce", "target_threshold": 0.2}, {"kind": "cross_entropy"}])
+def test_nor_has_a_weighted_loss(precision: str, loss: dict[str, Any]) -> None:
+    train = {"loss": {**loss, "class_weights": [0.5, 2.0] * 5}, "label_smoothing": 0.1}
+    assert not operations_of_a_step("option A", precision, train=train) & NOT_DETERMINISTIC
 
 
 def test_without_exact_vgg_would_have_one() -> None:

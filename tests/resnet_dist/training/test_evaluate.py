@@ -53,7 +53,7 @@ def evaluated(
     batches: Callable[[NDArray[np.int64]], Iterator[Batch]],
     num_samples: int,
     *,
-    confusion_classes: int | None = None,
+    confusion: bool = False,
 ) -> Evaluation:
     model = Lookup(table).train()
     result = evaluate(
@@ -65,7 +65,8 @@ def evaluated(
         world_size=1,
         device=torch.device("cpu"),
         precision=Precision("fp64"),
-        confusion_classes=confusion_classes,
+        num_classes=table.shape[1],
+        confusion=confusion,
     )
     assert model.training
     return result
@@ -80,6 +81,8 @@ def test_counts_and_loss_are_those_of_the_definition() -> None:
     assert counts == (10, int((ranks < 1).sum()), int((ranks < 5).sum()))
     assert result.metrics()["val/loss"] == pytest.approx(float(nn.functional.cross_entropy(table, labels)), rel=1e-12)
     assert result.metrics()["val/top1_error"] == 100 - result.top1
+    recalls = [float((ranks[labels == c] < 1).double().mean()) for c in range(6)]
+    assert result.metrics()["val/balanced_top1"] == pytest.approx(100 * sum(recalls) / 6, rel=1e-12)
     assert result.confusion is None
 
 
@@ -113,6 +116,7 @@ def test_results_stay_on_a_gpu_until_the_end() -> None:
             world_size=1,
             device=device,
             precision=Precision("fp32"),
+            num_classes=6,
         )
     assert operations.syncs.total() == 1
     assert waited.call_count == 2  # so that no more than 16 of the 40 batches are in its memory
@@ -127,27 +131,31 @@ def test_lost_samples_are_a_fault() -> None:
 
 
 def test_samples_by_true_and_predicted_class() -> None:
-    result = evaluated(torch.eye(3), counted, 13, confusion_classes=3)
+    result = evaluated(torch.eye(3), counted, 13, confusion=True)
     expected = np.zeros((3, 3), dtype=np.int64)
     for k in range(13):
         expected[k % 2, k % 3] += 1
     assert result.confusion is not None
     np.testing.assert_array_equal(result.confusion, expected)
     assert result.confusion.trace() == result.num_top1
+    # Class 2 has no samples, so it is not in the mean.
+    right = np.diag(result.confusion)[:2] / result.confusion.sum(axis=1)[:2]
+    assert result.balanced_top1 == pytest.approx(100 * right.mean())
     sparse = json.loads(sparse_json(result.confusion))
     assert sparse == {"num_classes": 3, "counts": [[t, a, int(expected[t, a])] for t in range(2) for a in range(3)]}
 
 
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
-@pytest.mark.parametrize("confusion_classes", [None, 3])
-def test_a_prediction_that_is_not_finite_is_wrong_and_counted(bad: float, confusion_classes: int | None) -> None:
+@pytest.mark.parametrize("confusion", [False, True])
+def test_a_prediction_that_is_not_finite_is_wrong_and_counted(bad: float, confusion: bool) -> None:
     """topk and argmax call NaN the largest: class 0 would be right by chance."""
     table = torch.eye(3)
     table[0, 0] = bad  # of samples 0, 3, 6, 9
-    result = evaluated(table, counted, 12, confusion_classes=confusion_classes)
+    result = evaluated(table, counted, 12, confusion=confusion)
     assert (result.num_samples, result.num_not_finite, result.is_finite) == (12, 4, False)
     assert result.first_not_finite == 0
     assert result.num_top1 == sum(k % 3 == k % 2 for k in range(12) if k % 3)
+    assert (result.by_class.sum(), result.by_class[:, 1].sum()) == (12, result.num_top1)
     if result.confusion is not None and result.calibration is not None:
         assert (result.confusion.sum(), result.confusion.trace()) == (8, result.num_top1)
         assert sum(result.calibration.num_samples) == 12

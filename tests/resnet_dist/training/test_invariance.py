@@ -59,7 +59,7 @@ SAME_BITS = [
     run("plain", "exact", Workers(num=1, until=2), Workers(num=3, until=7), Workers(num=2)),
     run("eight micro-batches", "exact", Workers(num=3)),  # three, three and two
     run("eight micro-batches", "exact", Workers(num=1, until=3), Workers(num=3, until=6), Workers(num=2)),
-    run("everything", "exact", Workers(num=2, until=6), Workers(num=4)),
+    run("everything", "exact", Workers(num=2, until=5), Workers(num=3, until=7), Workers(num=1)),
     run("fine-tuning", "exact", Workers(num=1, until=3), Workers(num=3, until=6), Workers(num=2)),
     run("frozen statistics", "exact", Workers(num=3)),
 ]

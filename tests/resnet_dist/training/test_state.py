@@ -71,6 +71,7 @@ def test_the_moving_average_is_evaluated_kept_and_published(tmp_path: Path) -> N
             world_size=1,
             device=CPU,
             precision=Precision("fp32"),
+            num_classes=4,
         )
         assert result.metrics()["val/loss"] == last.metadata.metrics["val/loss"]
 

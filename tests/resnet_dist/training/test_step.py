@@ -45,6 +45,25 @@ def test_binary_cross_entropy_by_hand(smoothing: float, threshold: float | None,
     assert float(loss) == pytest.approx(sum(terms) / 4, rel=1e-12)
 
 
+def test_class_weights_multiply_each_images_loss_and_divide_by_the_number_of_images() -> None:
+    logits, labels, weights = torch.randn(5, 3).double(), torch.tensor([0, 2, 1, 1, 0]), torch.tensor([0.5, 1, 20.0])
+    targets = torch.eye(3).double()[labels]
+    loss = training_loss(logits, targets, small.train_config(), weights)
+    expected = cross_entropy(logits, labels, weight=weights.double(), reduction="sum") / 5
+    torch.testing.assert_close(loss, expected)
+    alone = [training_loss(logits[i : i + 1], targets[i : i + 1], small.train_config(), weights) for i in range(5)]
+    torch.testing.assert_close(loss, torch.stack(alone).mean())  # the rest of the micro-batch does not matter
+
+
+@pytest.mark.parametrize("loss", [{"kind": "cross_entropy"}, {"kind": "bce"}, {"kind": "bce", "target_threshold": 0.2}])
+def test_a_mixed_image_has_the_mean_weight_of_its_classes_and_smoothing_changes_none(loss: dict[str, Any]) -> None:
+    config = small.train_config(loss=loss, label_smoothing=0.1)
+    logits, mixed = torch.randn(1, 3).double(), torch.tensor([[0.7, 0.3, 0.0]]).double()
+    weights = torch.tensor([0.5, 2.0, 1000.0]).double()  # the last would pull with its share of the smoothing
+    expected = (0.7 * 0.5 + 0.3 * 2.0) * training_loss(logits, mixed, config)
+    torch.testing.assert_close(training_loss(logits, mixed, config, weights), expected)
+
+
 @pytest.mark.parametrize("loss", ["cross_entropy", "bce"])
 def test_losses_are_computed_in_the_targets_format(loss: str) -> None:
     config = small.train_config(loss={"kind": loss})
