@@ -36,11 +36,15 @@ def betons(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {name: write(folder / f"{name}.beton", pictures) for name, pictures in images.items()}
 
 
+def is_of_photographs(recipe: Recipe) -> bool:
+    return recipe.data.dataset in ("imagenet", "my_pictures")
+
+
 def reduced(path: Path) -> Recipe:
     """The recipe with everything it has, but small: 64 or 32 px, 18 or 50 layers, two micro-batches of four."""
     whole = load_recipe(path)
     sets = ["train.global_batch_size=8", "train.micro_batch_size=4", "model.num_classes=10", "eval.batch_size=4"]
-    if whole.data.dataset == "imagenet":
+    if is_of_photographs(whole):
         name = "resnet50" if whole.model.bottleneck_stride == "1x1" else "resnet18"
         sets += [f"model.name={name}", "data.train.size=64", "data.eval.size=64", "data.eval.resize=72"]
         if whole.data.train.kind == "scale_crop":
@@ -61,7 +65,7 @@ def one_thread() -> Iterator[None]:
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_first_steps(path: Path, betons: dict[str, Path], tmp_path: Path) -> None:
     recipe = reduced(path)
-    beton = betons["photos" if recipe.data.dataset == "imagenet" else "tiles"]
+    beton = betons["photos" if is_of_photographs(recipe) else "tiles"]
     epochs = recipe.train.total_epochs
     plan = RunPlan(
         steps_per_epoch=1,

@@ -21,7 +21,7 @@ from resnet_dist.training.schedule import lr_at
 FOLDER = Path(resnet_dist.__file__).parent / "recipes"
 RECIPES = sorted(FOLDER.rglob("*.yaml"))
 DOCUMENT = FOLDER.parents[1] / "docs" / "recipes.md"
-NUM_TRAIN_SAMPLES = {"digits": 1_442, "cifar10": 50_000, "imagenet": 1_281_167}
+NUM_TRAIN_SAMPLES = {"digits": 1_442, "cifar10": 50_000, "imagenet": 1_281_167, "my_pictures": 5_000}
 
 
 def head_of(path: Path) -> str:
@@ -107,6 +107,9 @@ POINTS = {
     # ffcv-imagenet's get_cyclic_lr: [0, 2, epochs] -> [1e-4, 1, 0] * 1.7
     "resnet50_ffcv": [(0, 1.7e-4), (1, 0.85), (2, 1.7), (45, 0.85), (88, 0.0)],
     "resnet152_ffcv": [(0, 1.7e-4), (2, 1.7), (45, 0.85), (88, 0.0)],
+    # what `resnet-dist new --from` writes for 5,000 pictures
+    "finetune_resnet50": [(0, 0.0), (1, 0.005), (15.5, 0.0025), (30, 0.0)],
+    "finetune_resnet152": [(0, 0.0), (1, 0.005), (15.5, 0.0025), (30, 0.0)],
     # Model Garden: 1560 of 109,200 steps of warm-up to 1.6; its cosine begins at step 0, ours after the warm-up
     "resnet152_rs": [(0, 0.0), (2.5, 0.8), (5, 1.6), (177.5, 0.8), (350, 0.0)],
 }
