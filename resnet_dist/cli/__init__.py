@@ -14,7 +14,7 @@ from data_prep.runtime.exit_codes import run_and_exit
 from resnet_dist.cli.bench import bench_app
 from resnet_dist.cli.models import evaluate, export
 from resnet_dist.cli.new import new
-from resnet_dist.cli.recipes import plan, schedules, show
+from resnet_dist.cli.recipes import plan, schedules, show, show_batch
 from resnet_dist.cli.runs import doctor, runs, tracking_app
 from resnet_dist.cli.study import study_app
 from resnet_dist.cli.submit import PASSED_ON, submit
@@ -35,6 +35,7 @@ app.command(context_settings=PASSED_ON)(submit)
 app.command()(evaluate)
 app.command()(export)
 app.command()(show)
+app.command()(show_batch)
 app.command()(schedules)
 app.command()(plan)
 app.command()(runs)

@@ -64,6 +64,20 @@ def evaluate(
     scales: Annotated[
         str, typer.Option(metavar="N,N,...", help="Shorter sides of the images for multi-scale, px.")
     ] = "224,256,384,480,640",
+    predictions: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Table to write, .parquet or .csv: for every sample what was predicted."),
+    ] = None,
+    all_probabilities: Annotated[
+        bool,
+        typer.Option(
+            "--all-probabilities",
+            help="In --predictions, probabilities of all classes.  [default: of the top 5; of all up to 20 classes]",
+        ),
+    ] = False,
+    worst: Annotated[
+        Path | None, typer.Option(metavar="PNG", help="Sheet to write: the 40 samples with the highest losses.")
+    ] = None,
     output: Annotated[
         Path | None,
         typer.Option(metavar="FOLDER", help="Folder for result.json, per_class.csv, confusion.json and figures."),
@@ -100,6 +114,7 @@ def evaluate(
     Example: resnet-dist evaluate torchvision:resnet152.IMAGENET1K_V1 --data data/imagenet/val.beton
     """
     from resnet_dist.evaluation.evaluate import evaluate, log_evaluation, write_files
+    from resnet_dist.evaluation.predictions import Wanted
     from resnet_dist.evaluation.protocols import Protocol
     from resnet_dist.evaluation.published import as_dict
     from resnet_dist.evaluation.report import as_json_numbers
@@ -107,6 +122,7 @@ def evaluate(
     uri = given_tracking_uri(tracking_uri)
     if experiment and (output is None or uri is None):
         raise UserError("--experiment: needs --output FOLDER, and --tracking-uri or $MLFLOW_TRACKING_URI")
+    wanted = Wanted(predictions, all_probabilities, worst)
     evaluated = evaluate(
         models,
         data,
@@ -119,6 +135,7 @@ def evaluate(
         recipe=recipe,
         overrides=sets,
         weights=weights,
+        wanted=wanted if predictions or worst else None,
     )
     for warning in evaluated.warnings:
         typer.echo(f"warning: {warning}", err=True)

@@ -1,4 +1,4 @@
-"""`resnet-dist show`, `schedules` and `plan`: a recipe examined without running it."""
+"""`resnet-dist show`, `show-batch`, `schedules` and `plan`: a recipe examined without running it."""
 
 from __future__ import annotations
 
@@ -64,6 +64,41 @@ def print_model(title: str, summary: Summary) -> None:
     table.add_section()
     table.add_row("all", "", "", f"{summary.parameters:,}", f"{summary.macs / 1e6:,.1f}")
     Console(width=None if sys.stdout.isatty() else 120).print(table)
+
+
+def show_batch(
+    recipe: RecipeFile,
+    data: Annotated[Path, typer.Option(metavar="FILE.beton", help="The beton to train on, or to evaluate on.")],
+    output: Annotated[Path, typer.Option(metavar="PNG", help="Sheet to write.")],
+    set_: Sets = [],
+    epoch: Annotated[int | None, typer.Option(help="Epoch, from 0.  [default: 0]", show_default=False)] = None,
+    step: Annotated[
+        int | None, typer.Option(help="Step in the epoch, from 0.  [default: 0]", show_default=False)
+    ] = None,
+    count: Annotated[int, typer.Option(min=1, max=1024, help="Most images on the sheet.")] = 32,
+    eval_: Annotated[
+        bool, typer.Option("--eval", help="Show samples from all of the beton as they are evaluated.")
+    ] = False,
+    threads: Annotated[int, typer.Option(min=1, help="Decoding threads.")] = 1,
+) -> None:
+    """Draw images as the net gets them in training: cropped, flipped, augmented and mixed, with their classes.
+
+    They are exactly those of that step of any run of the recipe on this data.
+
+    Example: resnet-dist show-batch my.yaml --data data/my/train.beton --output batch.png --epoch 3
+    """
+    loaded = load_recipe(recipe, set_)
+    if eval_ and not (epoch is None and step is None):
+        raise UserError("--eval: the evaluation has no --epoch and no --step")
+    from resnet_dist.evaluation.batch_sheet import draw_evaluation_batch, draw_training_batch
+
+    if eval_:
+        drawn = draw_evaluation_batch(loaded, data, output, count=count, num_threads=threads)
+    else:
+        drawn = draw_training_batch(
+            loaded, data, output, epoch=epoch or 0, step=step or 0, count=count, num_threads=threads
+        )
+    typer.echo(f"{output}: {drawn} images")
 
 
 def schedules(

@@ -12,7 +12,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -43,6 +43,7 @@ from resnet_dist.data.decoder import eval_images
 from resnet_dist.data.loader import BetonLoader
 from resnet_dist.data.order import eval_batch_size
 from resnet_dist.errors import Fault, UserError
+from resnet_dist.evaluation.predictions import PredictionFile, Wanted, part_path, row_type, write_wanted
 from resnet_dist.evaluation.protocols import (
     AveragedClassifier,
     EnsembleMember,
@@ -130,6 +131,10 @@ class EvaluationJob:
     beton: Path
     num_threads: int
     gpus_per_worker: int = 0
+    predictions: Path | None = None
+    """Folder in which each worker writes what it predicted."""
+    keeps_all: bool = False
+    """Whether it writes the probabilities of all classes."""
 
 
 @dataclass(frozen=True)
@@ -173,6 +178,7 @@ def evaluate(
     recipe: str | Path | None = None,
     overrides: Sequence[str] = (),
     weights: str | Path | None = None,
+    wanted: Wanted | None = None,
 ) -> Evaluated:
     """Evaluates a model, or the average of several, on every sample of a beton once.
 
@@ -184,6 +190,7 @@ def evaluate(
         gpus_per_worker: 1: worker k computes on GPU k. A GPU's sums may differ from the CPU's in the last bits.
         ignore_class_names: class k of the data is class k of every model, whatever their names.
         recipe, overrides, weights: as `load_model` takes them, for a file of weights and for published weights.
+        wanted: files to make of the predictions. They do not depend on the number of workers either.
 
     Raises UserError if there is no such model, the beton is missing or of other classes, or the protocol does not fit;
     Fault if a GPU cannot be used.
@@ -219,8 +226,18 @@ def evaluate(
             make_fully_convolutional(trained.classifier, trained.recipe.data.train.size, trained.name)
     if gpus_per_worker == 0 and (num_gpus := len(gpu_handles())):
         warnings.append(f"this machine has {num_gpus} GPUs, which are not used without gpus_per_worker (1)")
-    job = EvaluationJob(models, protocol, beton, num_threads, gpus_per_worker)
-    result, seconds = on_local_workers(partial(_evaluate_share, job), num_workers)
+    first = models[0].recipe
+    with ExitStack() as stack:
+        job = EvaluationJob(models, protocol, beton, num_threads, gpus_per_worker)
+        if wanted is not None:
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="resnet-dist-predictions-")))
+            job = replace(job, predictions=folder, keeps_all=wanted.keeps_all(first.model.num_classes))
+        result, seconds = on_local_workers(partial(_evaluate_share, job), num_workers)
+        if wanted is not None:
+            # Whole images have no crop: then the recipe's.
+            crop = first.data.eval if protocol.fully_convolutional else protocol.crop(first.data.eval)
+            images, num_classes = eval_images(first, crop), first.model.num_classes
+            warnings.append(write_wanted(wanted, folder, num_workers, beton, num_classes, images, num_threads))
     shown = list(dict.fromkeys(warning for warning in warnings if warning is not None))
     if result.num_not_finite:
         shown.append(
@@ -239,6 +256,10 @@ def _evaluate_share(job: EvaluationJob, rank: int, world_size: int) -> tuple[Eva
     manifest = load_manifest(job.beton)
     with ExitStack() as stack:
         model, batches, precision = open_protocol(job, device, stack)
+        keep = None
+        if job.predictions is not None:
+            file = stack.enter_context(part_path(job.predictions, rank).open("wb"))
+            keep = PredictionFile(file, row_type(first.model.num_classes, keeps_all=job.keeps_all))
         began = time.perf_counter()
         result = evaluate_samples(
             model.to(device),
@@ -251,6 +272,7 @@ def _evaluate_share(job: EvaluationJob, rank: int, world_size: int) -> tuple[Eva
             precision=precision,
             num_classes=first.model.num_classes,
             confusion=True,
+            keep=keep,
         )
         seconds = torch.tensor(time.perf_counter() - began)
     if world_size > 1:

@@ -128,12 +128,14 @@ def evaluate(
     precision: Precision,
     num_classes: int,
     confusion: bool = False,
+    keep: Callable[[Tensor, Tensor], None] | None = None,
 ) -> Evaluation:
     """Evaluates `model` on samples 0 .. num_samples - 1. All workers call it and get the same result.
 
     Args:
         batches: the samples with given ids, in batches of `batch_size`.
         confusion: whether to get the confusion matrix and the calibration too.
+        keep: is called with the logits and the labels of each of this worker's batches, in order.
 
     Raises:
         Fault: the number of samples seen is not `num_samples`.
@@ -156,6 +158,8 @@ def evaluate(
             outcomes.append(2 * batch.labels + is_right)
             if confusion:
                 judged.append(judge(logits, batch.labels))
+            if keep is not None:
+                keep(logits, batch.labels)
             if device.type == "cuda" and len(rows) % _BATCHES_PER_WAIT == 0:
                 torch.cuda.synchronize(device)
     # To the host once: until here all results stay on the device.

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import replace
+from pathlib import Path
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -54,31 +55,37 @@ class OpenSplit(NamedTuple):
 
 def open_data(job: TrainingJob, device: torch.device, stack: ExitStack) -> tuple[OpenSplit, OpenSplit]:
     """Opens the train and the val beton; `stack` closes their loaders."""
-    recipe = job.recipe
-    by_pages = recipe.data.shuffle == "page"
-    train = BetonLoader(
-        job.train_beton,
-        train_images(recipe),
-        batch_size=recipe.train.micro_batch_size,
-        num_threads=job.loader_threads,
-        device=device,
-        reads_ahead=by_pages,
-    )
-    stack.enter_context(closing(train))
+    recipe, num_threads = job.recipe, job.loader_threads
+    train = open_train(recipe, job.train_beton, device, stack, num_threads=num_threads)
     val = BetonLoader(
         job.val_beton,
         eval_images(recipe),
         batch_size=eval_batch_size(recipe.eval.batch_size, device.type),
-        num_threads=job.loader_threads,
+        num_threads=num_threads,
         device=device,
     )
     stack.enter_context(closing(val))
+    return train, OpenSplit(val, val.num_samples)
+
+
+def open_train(recipe: Recipe, beton: Path, device: torch.device, stack: ExitStack, *, num_threads: int) -> OpenSplit:
+    """Opens a beton to train on; `stack` closes its loader."""
+    by_pages = recipe.data.shuffle == "page"
+    train = BetonLoader(
+        beton,
+        train_images(recipe),
+        batch_size=recipe.train.micro_batch_size,
+        num_threads=num_threads,
+        device=device,
+        reads_ahead=by_pages,
+    )
+    stack.enter_context(closing(train))
     shuffle = PageShuffle(train.page_of_sample, recipe.data.shuffle_window_pages) if by_pages else None
     sampling = None
     if recipe.data.sampling is not None:
         names, counts = train.manifest.class_names, train.manifest.class_counts
         sampling = ClassSampling(train.labels, sampling_weights(recipe.data.sampling, names, counts), recipe.seed)
-    return OpenSplit(train, train.num_samples, shuffle, sampling), OpenSplit(val, val.num_samples)
+    return OpenSplit(train, train.num_samples, shuffle, sampling)
 
 
 def steps_from(

@@ -125,10 +125,7 @@ class TrainStep:
         # Random numbers come from keys, no generator carries state: the same on any worker, and when done again.
         keys, mixing = batch.numbers[: len(self.noise) * k], batch.numbers[len(self.noise) * k :]
         self.noise.set_keys(keys.view(len(self.noise), k))
-        # Images are uint8 [k * N, H, W, 3], targets [k * N, C]; the net normalises.
-        images, targets = batch.images, one_hot(batch.labels, recipe.model.num_classes).to(self.precision.weights)
-        if recipe.data.mixing is not None:
-            images, targets = mix(mixing, images, targets, k)
+        images, targets = images_and_targets(recipe, batch, mixing)
         # Each micro-batch is normalised with its own statistics: normalising over a launch, or over a worker's share,
         # would make the result depend on the hardware.
         with self.statistics.in_groups(k):
@@ -194,6 +191,16 @@ class TrainStep:
             numbers=torch.from_numpy(numbers).to(self.device),
             micro_batches=micro_batches,
         )
+
+
+def images_and_targets(recipe: Recipe, batch: Batch, mixing: Tensor) -> tuple[Tensor, Tensor]:
+    """What the net is trained on, after Mixup and CutMix: images [k * N, H, W, 3], grey levels, which it normalises
+    itself, and targets [k * N, C]. `mixing`: what `launch_numbers` has for `data.mixing.mix`.
+    """
+    targets = one_hot(batch.labels, recipe.model.num_classes).to(Precision(recipe.train.precision).weights)
+    if recipe.data.mixing is None:
+        return batch.images, targets
+    return mix(mixing, batch.images, targets, len(batch.micro_batches))
 
 
 def update_weights(state: TrainState, lr: float, *, clip_grad_norm: float | None, measure_norm: bool) -> Tensor | None:

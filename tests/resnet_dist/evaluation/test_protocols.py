@@ -24,6 +24,7 @@ from resnet_dist.data.decoder import ImageSettings
 from resnet_dist.data.loader import BetonLoader
 from resnet_dist.errors import Fault, UserError
 from resnet_dist.evaluation.evaluate import EvaluationJob, _evaluate_share, on_local_workers, open_protocol
+from resnet_dist.evaluation.predictions import part_path
 from resnet_dist.evaluation.protocols import Box, Protocol, View, make_fully_convolutional, window
 from resnet_dist.evaluation.views import ViewLoader
 from resnet_dist.training.model import build_classifier
@@ -180,12 +181,18 @@ def test_a_picture_too_large_in_full_is_named_before_any_is_read(pictures: Any) 
         ViewLoader(pictures.beton, [View(3_400, "whole", 0), *whole], **arguments)
 
 
-def test_two_processes_give_the_same_numbers_to_the_last_bit(pictures: Any) -> None:
+def test_two_processes_give_the_same_numbers_to_the_last_bit(pictures: Any, tmp_path: Path) -> None:
     model = trained(torchvision_net(1))
     make_fully_convolutional(model.classifier, SIZE, model.name)
     job = EvaluationJob((model,), Protocol("multi-scale", scales=(64, 80)), pictures.beton, num_threads=1)
-    alone, _ = on_local_workers(partial(_evaluate_share, job), 1)
-    both, _ = on_local_workers(partial(_evaluate_share, job), 2)
+    parts = {}
+    for num_workers in (1, 2):
+        (tmp_path / str(num_workers)).mkdir()
+        job = replace(job, predictions=tmp_path / str(num_workers), keeps_all=True)
+        parts[num_workers], _ = on_local_workers(partial(_evaluate_share, job), num_workers)
+    alone, both = parts[1], parts[2]
+    predictions = [b"".join(part_path(tmp_path / str(n), rank).read_bytes() for rank in range(n)) for n in (1, 2)]
+    assert predictions[0] == predictions[1] != b""
     assert both.metrics() == alone.metrics()
     assert both.calibration == alone.calibration
     np.testing.assert_array_equal(both.confusion, alone.confusion)
