@@ -226,17 +226,17 @@ def evaluate(
             make_fully_convolutional(trained.classifier, trained.recipe.data.train.size, trained.name)
     if gpus_per_worker == 0 and (num_gpus := len(gpu_handles())):
         warnings.append(f"this machine has {num_gpus} GPUs, which are not used without gpus_per_worker (1)")
-    first = models[0].recipe
+    reference = models[0].recipe
     with ExitStack() as stack:
         job = EvaluationJob(models, protocol, beton, num_threads, gpus_per_worker)
         if wanted is not None:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="resnet-dist-predictions-")))
-            job = replace(job, predictions=folder, keeps_all=wanted.keeps_all(first.model.num_classes))
+            job = replace(job, predictions=folder, keeps_all=wanted.keeps_all(reference.model.num_classes))
         result, seconds = on_local_workers(partial(_evaluate_share, job), num_workers)
         if wanted is not None:
             # Whole images have no crop: then the recipe's.
-            crop = first.data.eval if protocol.fully_convolutional else protocol.crop(first.data.eval)
-            images, num_classes = eval_images(first, crop), first.model.num_classes
+            crop = reference.data.eval if protocol.fully_convolutional else protocol.crop(reference.data.eval)
+            images, num_classes = eval_images(reference, crop), reference.model.num_classes
             warnings.append(write_wanted(wanted, folder, num_workers, beton, num_classes, images, num_threads))
     shown = list(dict.fromkeys(warning for warning in warnings if warning is not None))
     if result.num_not_finite:

@@ -40,7 +40,7 @@ def model(monkeypatch: pytest.MonkeyPatch) -> TrainedModel:
     for parameter in classifier.net.parameters():
         nn.init.normal_(parameter, 0, 0.3)
     trained = TrainedModel("test", recipe, classifier, None)
-    monkeypatch.setattr(evaluation, "load_model", lambda *_: trained)
+    monkeypatch.setattr(evaluation, "load_model", lambda *_, **__: trained)
     return trained
 
 
