@@ -22,7 +22,18 @@ from data_prep.sources.files.find import storage_path
 from data_prep.sources.files.paths import StoragePath
 from data_prep.sources.files.table import TableRow, read_lines, read_table
 from data_prep.sources.imagenet import WNID, are_wnids
-from data_prep.sources.labels import GIVEN, MAX_CLASSES, MAX_NAME_CHARS, NUMBER, Label, number_classes, text_label
+from data_prep.sources.labels import (
+    GIVEN,
+    LIST_CLASSES,
+    MAX_CLASSES,
+    MAX_NAME_CHARS,
+    NOT_SUPPORTED,
+    NUMBER,
+    Label,
+    number_classes,
+    several_labels,
+    text_label,
+)
 from data_prep.sources.splits import Split, is_split_name, splits_in
 
 FILE_TITLES = frozenset((
@@ -42,12 +53,10 @@ FRACTION = re.compile(r"[-+]?(\d+\.\d*|\.\d+|\d+(?=e))(e[-+]?\d+)?", re.IGNORECA
 HIDDEN = re.compile(r"-1(\.0*)?")
 WHOLE = re.compile(r"(\d{1,18})\.0*")
 """A whole number as tables of floats write it: 3.0."""
-LISTED = re.compile(r"[|;,]")
 FLAGS = frozenset((
     "0", "1", "0.0", "1.0", "true", "false", "yes", "no", "t", "f", "y", "n",
 ))  # fmt: skip
 """The cells of tables with one column per class."""
-NOT_SUPPORTED = "one class for each image is supported, several labels and regression are not"
 
 
 @dataclass(frozen=True)
@@ -538,28 +547,12 @@ def _refuse_fractions(texts: Collection[str], table: LabelTable) -> None:
 
 def _refuse_several(table: LabelTable) -> None:
     """UserError when cells hold several labels: `0 3`, `cat|dog`, `['cat']`."""
-    texts = set(table.first_lines)
-
-    def refuse(text: str) -> None:
+    text = several_labels(table.first_lines)
+    if text is not None:
         raise UserError(
-            f"{table.where}: line {table.first_lines[text]} has several labels, {shown(text)}: {NOT_SUPPORTED}; if "
-            "this is the name of one class, list all classes in a file for --classes"
+            f"{table.where}: line {table.first_lines[text]} has several labels, {shown(text)}: {NOT_SUPPORTED}; "
+            f"{LIST_CLASSES}"
         )
-
-    # `cat dog` is two labels if both occur alone and most such cells are like that; else it may be a class: hot dog.
-    words = [text.split() for text in texts if len(text.split()) > 1]
-    parted = [parts for parts in words if set(parts) <= texts]
-    for parts, text in ((LISTED.split(text), text) for text in sorted(texts)):
-        stripped = [part.strip() for part in parts if part.strip()]
-        if text.startswith(("[", "{")) or (len(stripped) > 1 and set(stripped) <= texts) or _all_numbers(stripped):
-            refuse(text)
-    for text in sorted(texts):
-        if _all_numbers(text.split()) or (text.split() in parted and 2 * len(parted) >= len(words)):
-            refuse(text)
-
-
-def _all_numbers(parts: Sequence[str]) -> bool:
-    return len(parts) > 1 and all(map(NUMBER.fullmatch, parts))
 
 
 def _without_box(class_name: str) -> str:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Collection, Mapping, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from decimal import Decimal
 
 import numpy as np
@@ -33,6 +34,10 @@ DIGITS = re.compile(r"\d+")
 MIN_INDEX = 3
 """Fewer numbers than this are not taken for an index of the classes."""
 
+LISTED = re.compile(r"[|;,]")
+NOT_SUPPORTED = "one class for each image is supported, several labels and regression are not"
+LIST_CLASSES = "if this is the name of one class, list all classes in a file for --classes"
+
 Label = int | str
 Numbers = tuple[Decimal, ...]
 
@@ -50,7 +55,8 @@ def exact_label(value: object) -> Label:
     if type(value) is int:  # a bool is an int to Python
         return _checked(value)
     kind = "missing" if value is None else f"{_short(value)}, a {type(value).__name__}"
-    raise ValueError(f"the label is {kind}; expected a whole number from 0 or the name of a class")
+    reason = "" if value is None else f": {NOT_SUPPORTED}"
+    raise ValueError(f"the label is {kind}; expected a whole number from 0 or the name of a class{reason}")
 
 
 def text_label(text: str) -> Label:
@@ -96,6 +102,16 @@ def number_classes(
     """
     numbers = [label for label in found if isinstance(label, int)]
     texts = [label for label in found if isinstance(label, str)]
+    if names is None and class_order == GIVEN:  # whatever the labels look like, they are listed as classes
+        class_names = tuple(sorted(map(str, found)))
+        by_name = {name: label for label, name in enumerate(class_names)}
+        return class_names, {label: by_name[str(label)] for label in found}
+    if names is None and texts:
+        several = several_labels(map(str, found))
+        if several is not None:
+            raise UserError(
+                f"{where}: {found[several]} has several labels, {_short(several)}: {NOT_SUPPORTED}; {LIST_CLASSES}"
+            )
     if numbers and texts:
         raise UserError(
             f"{where}: labels are numbers and texts: {numbers[0]} in {found[numbers[0]]}, {_short(texts[0])} in "
@@ -124,6 +140,30 @@ def number_classes(
         )
     class_names = tuple(map(str, range(largest + 1))) if names is None else tuple(names)
     return class_names, {number: number for number in numbers}
+
+
+def several_labels(labels: Iterable[str]) -> str | None:
+    """The first of a data set's labels that seems to be several: `0 3`, `cat|dog`, `['cat']`; None if none does."""
+    texts = set(labels)
+    # `cat dog` is two labels if both occur alone and most such cells are like that; else it may be a class: hot dog.
+    words = [text.split() for text in texts if len(text.split()) > 1]
+    parted = [parts for parts in words if set(parts) <= texts]
+    listed = {text: [part.strip() for part in LISTED.split(text) if part.strip()] for text in texts}
+    counts = Counter(part for parts in listed.values() for part in set(parts))
+    for text in sorted(texts):
+        parts = listed[text]
+        # `tench, Tinca tinca` is one class; `a|b` and `b|c` are not.
+        shared = len(parts) > 1 and "," not in text and any(counts[part] > 1 for part in parts)
+        if text.startswith(("[", "{")) or (len(parts) > 1 and set(parts) <= texts) or shared or _all_numbers(parts):
+            return text
+    for text in sorted(texts):
+        if _all_numbers(text.split()) or (text.split() in parted and 2 * len(parted) >= len(words)):
+            return text
+    return None
+
+
+def _all_numbers(parts: Sequence[str]) -> bool:
+    return len(parts) > 1 and all(map(NUMBER.fullmatch, parts))
 
 
 def labels_without_samples(labels: NDArray[np.int64], class_names: Sequence[str]) -> list[str]:

@@ -20,6 +20,7 @@ from data_prep.sources.labels import (
     notes_on_order,
     number_classes,
     order_classes,
+    several_labels,
 )
 from tests.data_prep.sources.opening import opened, refused, refuses
 
@@ -118,6 +119,36 @@ def val_labels() -> np.ndarray:
     labels = np.arange(50_000) % 1000
     labels[[0, 65]] = labels[[65, 0]]
     return labels
+
+
+@pytest.mark.parametrize(
+    ("texts", "several"),
+    [
+        (["cat", "dog", "cat|dog"], "cat|dog"),
+        (["cat|dog", "dog|emu"], "cat|dog"),
+        (["cat", "cat; dog"], "cat; dog"),
+        (["cat", "dog", "dog, cat"], "dog, cat"),
+        (["cat", "dog", "cat dog"], "cat dog"),
+        (["0", "3", "0 3"], "0 3"),
+        (["0,3"], "0,3"),
+        (["['cat']"], "['cat']"),
+        (["hot dog", "dog", "cat"], None),
+        (["tench, Tinca tinca", "tench, other", "crane"], None),
+        (["a|b", "c"], None),
+        (["12", "n01440764", "class-1"], None),
+    ],
+)
+def test_texts_that_hold_several_labels_are_refused(texts: list[str], several: str | None) -> None:
+    assert several_labels(texts) == several
+    found: dict[Label, str] = {
+        (int(text) if text.isdecimal() else text): f"row {row}" for row, text in enumerate(texts)
+    }
+    if several is not None:
+        with pytest.raises(
+            UserError, match=rf"x: row {texts.index(several)} has several labels, .* regression are not"
+        ):
+            number_classes(found, None, None, "x")
+        assert number_classes(found, None, "given", "x")[0] == tuple(sorted(texts))
 
 
 def test_imagenets_known_facts_are_checked() -> None:
