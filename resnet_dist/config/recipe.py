@@ -365,6 +365,9 @@ class DataConfig(Section):
     on_bad_sample: OnBadSample = "error"
     """When a training image cannot be decoded. error: the run ends and names it. skip: another image takes its place,
     chosen by (seed, epoch, sample id), and `data/replaced_samples` counts it. In evaluation it is always an error."""
+    overfit_batch: bool = False
+    """Every step trains on the first global batch of epoch 0, the same pixels each time: to see whether the net can
+    learn at all (`train --overfit-batch`). Such a run registers no model."""
 
     allow_overlap: bool = False
     """Accept validation images that are training images too, to overfit on purpose; false: a run is refused if over 1 %
@@ -766,6 +769,7 @@ RECORDED_DEFAULTS: Mapping[str, Any] = {
     "model.init": None,
     "fork": None,
     "train.early_stop": None,
+    "data.overfit_batch": False,
     "data.sampling": None,
     "train.loss.class_weights": None,
     "eval.best_by": "top1",

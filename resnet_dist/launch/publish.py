@@ -198,7 +198,7 @@ def publish_model(run: Run, result: WorkerResult) -> RunResult:
         identity=prepared.identity,
         validation=data_inputs(prepared)[1],
         validation_digest=prepared.val.digest,
-        register_models=prepared.profile.register_models,
+        register_models=prepared.profile.register_models and not prepared.recipe.data.overfit_batch,
         pictures=picture_settings(prepared.train),
         early=result.reason,
     )

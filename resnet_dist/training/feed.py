@@ -106,20 +106,22 @@ def steps_from(
         launches: which micro-batches are in one batch, as `TrainStep.prepare` gives them. None: each on its own.
         numbers: from the step's number and a launch to the `numbers` of its batch.
     """
-    train = recipe.train
+    train, fixed = recipe.train, recipe.data.overfit_batch
     order = train_order(
         split.num_samples,
         seed=recipe.seed,
-        epoch=epoch,
+        epoch=0 if fixed else epoch,
         global_batch_size=train.global_batch_size,
         micro_batch_size=train.micro_batch_size,
         rank=ctx.rank,
         world_size=ctx.world_size,
-        start_step=first_step,
+        start_step=0 if fixed else first_step,
         page_shuffle=split.page_shuffle,
         repeats=recipe.data.augmentation_repeats,
         sampling=split.sampling,
     )
+    if fixed:
+        order = order[[0] * (len(order) - first_step)]
     share = micro_batch_share(train.num_micro_batches, ctx.rank, ctx.world_size)
     launches = launches or [share[i : i + 1] for i in range(len(share))]
     sizes = [len(launch) * train.micro_batch_size for launch in launches]
@@ -131,7 +133,9 @@ def steps_from(
         return numbers(step + steps, launches[launch])
 
     drawn = None if numbers is None else of_batch
-    with closing(batches_of(split, ctx, epoch, order.reshape(-1), sizes=sizes, numbers=drawn)) as batches:
+    with closing(
+        batches_of(split, ctx, 0 if fixed else epoch, order.reshape(-1), sizes=sizes, numbers=drawn)
+    ) as batches:
         # zip advances the launches first, so it never takes a batch of the next step.
         while local := [replace(batch, micro_batches=mine) for mine, batch in zip(launches, batches, strict=False)]:
             yield local

@@ -69,6 +69,7 @@ RECIPES: dict[str, dict[str, Any]] = {
         "train": {"ema": {"decay": 0.8}, "early_stop": {"metric": "val/loss", "patience": 9}},
         "model": {"drop_path": 0.1, "dropout": 0.1},
     },
+    "one batch": {"data": {"overfit_batch": True}},
     "frozen statistics": {"train": {"freeze_bn_statistics": True}},
 }
 """Of six micro-batches a step, if the name does not say otherwise."""

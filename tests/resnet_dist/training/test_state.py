@@ -131,3 +131,13 @@ def test_a_stop_and_a_restart_change_no_bit(tmp_path: Path, kind: str) -> None:
     assert first["losses"] + second["losses"] == straight["losses"]
     assert second["weights"] == straight["weights"]
     assert second["evaluations"][-1] == straight["evaluations"][-1]
+
+
+def test_a_run_on_one_batch_sees_its_pixels_in_every_step_also_after_a_restart(tmp_path: Path) -> None:
+    config = small.recipe("fp64", "exact", **small.RECIPES["one batch"])
+    whole, result = small.trained(tmp_path / "whole", config)
+    assert result["train"] == 12 * result["train"][:6]
+    assert result["losses"][-1] < 0.3 * result["losses"][0]
+    small.trained(tmp_path / "parts", config, until_step=6)
+    parts, _ = small.trained(tmp_path / "parts", config)
+    assert small.digest(parts.state.state_dict()) == small.digest(whole.state.state_dict())
