@@ -16,6 +16,7 @@ from data_prep.converter.object_output import ObjectOutput
 from data_prep.converter.output import open_output
 from data_prep.converter.plan import WorkUnit
 from data_prep.converter.settings import ConvertSettings
+from data_prep.converter.split import SplitRule, convert_splits
 from data_prep.converter.write import WriteTask
 from data_prep.errors import Fault, Interrupted, UserError
 from data_prep.runtime.stop import StopFlag
@@ -86,6 +87,13 @@ def test_a_beton_in_a_bucket_has_the_bytes_of_a_local_one(bucket: Any, tmp_path:
     assert convert_to("s3://prep/same/a.beton", encode="raw").already_done
     with pytest.raises(UserError, match=r"s3://prep/same/a\.beton: exists and was made from another source or with"):
         convert_to("s3://prep/same/a.beton")
+
+
+def test_both_betons_of_a_divided_source_may_be_in_a_bucket(bucket: Any, tmp_path: Path) -> None:
+    remote = convert_splits("synthetic", "s3://prep/both/", SplitRule(0.3), input="n=40,size=16")
+    local = convert_splits("synthetic", tmp_path, SplitRule(0.3), input="n=40,size=16")
+    assert [report.manifest for report in remote.values()] == [report.manifest for report in local.values()]
+    assert remote["val"].path == "s3://prep/both/val.beton"
 
 
 def test_it_resumes_where_it_was_stopped_and_shows_nothing_before_the_end(bucket: Any, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,10 +14,12 @@ from PIL import Image
 
 from data_prep.beton.manifest import load_manifest
 from data_prep.beton.paths import read_paths
+from data_prep.converter.context import ThisProcess
 from data_prep.converter.convert import ConvertReport
 from data_prep.converter.split import SplitRule, convert_splits, draw_val
 from data_prep.converter.verify import verify
-from data_prep.errors import UserError
+from data_prep.errors import Fault, Interrupted, UserError
+from data_prep.runtime.stop import StopFlag
 from data_prep.sources import SourceOptions
 
 ALONE = np.arange(100_000)
@@ -128,6 +131,40 @@ def test_a_folder_becomes_two_betons_and_the_command_resumes(tree: Path, tmp_pat
         assert (report.ok, report.num_decoded) == (True, made[name].manifest.num_samples)
     with pytest.raises(UserError, match=r"train.beton: exists and was made from another source or with other settings"):
         divided(tree, tmp_path / "out", val_share=0.3, seed=1)
+
+
+@pytest.mark.parametrize("num_items", [0, 1, 2, 3, 4])
+def test_a_stopped_division_resumes_with_the_same_result(tree: Path, tmp_path: Path, num_items: int) -> None:
+    class StopAfter(ThisProcess):
+        done = 0
+
+        def run(self, task: Any, job: Any, items: Any) -> Any:
+            for report in super().run(task, job, items):
+                if StopAfter.done == num_items:
+                    raise Interrupted(15)
+                StopAfter.done += 1
+                yield report
+
+    expected = {name: report.manifest for name, report in divided(tree, tmp_path / "whole", val_share=0.3).items()}
+    with pytest.raises(Interrupted):
+        convert_splits("image-folder", tmp_path / "out", SplitRule(0.3), input=str(tree), workers=StopAfter(StopFlag()))
+    again = divided(tree, tmp_path / "out", val_share=0.3)
+    assert {name: report.manifest for name, report in again.items()} == expected
+    assert [path.name for path in (tmp_path / "out").iterdir() if path.is_dir()] == []
+
+
+def test_a_source_that_changes_meanwhile_gives_no_beton(tree: Path, tmp_path: Path) -> None:
+    class AddImage(ThisProcess):
+        def run(self, task: Any, job: Any, items: Any) -> Any:
+            shutil.copy(tree / "cat/00.bmp", tmp_path / "tree/cat/new.bmp")
+            return super().run(task, job, items)
+
+    shutil.copytree(tree, tmp_path / "tree")
+    with pytest.raises(Fault, match="changed while it was being converted; no beton was written"):
+        convert_splits(
+            "image-folder", tmp_path / "out", SplitRule(0.3), input=str(tmp_path / "tree"), workers=AddImage(StopFlag())
+        )
+    assert list((tmp_path / "out").glob("*.beton")) == []
 
 
 def test_copies_are_on_one_side_with_both_named(tree: Path, tmp_path: Path) -> None:
