@@ -20,6 +20,7 @@ from data_prep.beton.table import Columns, require_table_name, write_table
 from data_prep.shown import shown
 from resnet_dist.data.decoder import ImageSettings
 from resnet_dist.data.loader import BetonLoader
+from resnet_dist.errors import UserError
 from resnet_dist.evaluation.sheets import Ink, Tile, draw_sheet, require_picture_name
 
 FEW_CLASSES = 20
@@ -31,7 +32,7 @@ _ROWS = 4096
 
 @dataclass(frozen=True)
 class Wanted:
-    """What is made of the predictions. UserError for a name of another kind of file."""
+    """What is made of the predictions. UserError for names of other kinds of files and options that do not fit."""
 
     table: Path | None = None
     """`.parquet` or `.csv`."""
@@ -43,6 +44,8 @@ class Wanted:
     def __post_init__(self) -> None:
         if self.table is not None:
             require_table_name("--predictions", self.table)
+        elif self.all_probabilities:
+            raise UserError("--all-probabilities: are for the table of --predictions FILE, which is missing")
         if self.worst is not None:
             require_picture_name("--worst", self.worst)
 
@@ -109,10 +112,17 @@ def write_wanted(
 
 
 def _rows(files: list[Path], row: np.dtype[np.void]) -> Iterator[NDArray[np.void]]:
+    """`_ROWS` at a time wherever a file ends, so that a table's bytes do not depend on the number of workers."""
+    part = b""
     for path in files:
         with path.open("rb") as file:
-            while data := read_up_to(file, _ROWS * row.itemsize):
-                yield np.frombuffer(data, row)
+            while data := read_up_to(file, _ROWS * row.itemsize - len(part)):
+                part += data
+                if len(part) == _ROWS * row.itemsize:
+                    yield np.frombuffer(part, row)
+                    part = b""
+    if part:
+        yield np.frombuffer(part, row)
 
 
 def _columns(samples: Samples, files: list[Path], row: np.dtype[np.void], num_classes: int) -> Iterator[Columns]:

@@ -19,7 +19,7 @@ from resnet_dist.data.loader import BetonLoader
 from resnet_dist.errors import UserError
 from resnet_dist.evaluation import evaluate as evaluation
 from resnet_dist.evaluation import predictions
-from resnet_dist.evaluation.predictions import PredictionFile, Wanted, row_type
+from resnet_dist.evaluation.predictions import PredictionFile, Wanted, part_path, row_type, write_wanted
 from resnet_dist.training.model import build_classifier
 from resnet_dist.weights.source import TrainedModel
 
@@ -116,8 +116,29 @@ def test_a_sample_that_is_not_finite_has_no_prediction(tmp_path: Path) -> None:
     assert good["top"].tolist() == [1, 2, 0]
 
 
-def test_names_of_other_kinds_of_files_are_refused_before_anything_is_evaluated() -> None:
+def test_the_table_does_not_depend_on_who_evaluated_which_samples(
+    pictures: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(predictions, "_ROWS", 2)
+    rows = np.zeros(7, row_type(3, keeps_all=True))
+    rows["loss"] = np.arange(7)
+    images = eval_images(load_recipe(RECIPE, SETS))
+    written = []
+    for shares in ([7], [3, 4], [2, 2, 3, 0]):
+        ends = np.cumsum(shares)
+        for rank, part in enumerate(np.split(rows, ends[:-1])):
+            part_path(tmp_path, rank).write_bytes(part.tobytes())
+        wanted = Wanted(tmp_path / "a.parquet")
+        assert write_wanted(wanted, tmp_path, len(shares), pictures.beton, 3, images, num_threads=1) is None
+        written.append((tmp_path / "a.parquet").read_bytes())
+    assert written[0] == written[1] == written[2]
+    assert parquet.read_table(tmp_path / "a.parquet")["loss"].to_pylist() == rows["loss"].tolist()
+
+
+def test_wrong_names_and_options_are_refused_before_anything_is_evaluated() -> None:
     with pytest.raises(UserError, match=r"--predictions a.txt: expected a name that ends in .parquet or .csv"):
         Wanted(Path("a.txt"))
     with pytest.raises(UserError, match=r"--worst a.jpg: expected a name that ends in .png"):
         Wanted(worst=Path("a.jpg"))
+    with pytest.raises(UserError, match="--all-probabilities: are for the table"):
+        Wanted(all_probabilities=True, worst=Path("a.png"))
