@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 
 from data_prep.shown import shown
-from resnet_dist.config.recipe import Channels, DataConfig
+from resnet_dist.config.recipe import Channels
 from resnet_dist.errors import UserError
 
 IMAGENET_MEAN: Channels = (123.675, 116.28, 103.53)
@@ -23,7 +23,7 @@ SMALL_PICTURE = 64
 """px. Up to here a CIFAR net, which shrinks pictures 4 times; above it an ImageNet net, which shrinks them 32 times."""
 SMALL_SET, LARGE_SET = 20_000, 100_000
 """Images. Below the first a shallow net; from the second on the published ImageNet recipes apply."""
-LOPSIDED = 3 if "sampling" in DataConfig.model_fields else math.inf
+LOPSIDED = 3
 """From this lopsidedness on, rare classes are made up for."""
 MOST_LEFT_OUT = 0.05
 """Largest share of the images that may be left out of an epoch."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 from typing import Any
 
@@ -12,7 +11,6 @@ from hypothesis import strategies as st
 
 from resnet_dist.config.loading import bare_profile, recipe_from_yaml
 from resnet_dist.config.new_recipe import (
-    LOPSIDED,
     MOST_LEFT_OUT,
     DataFacts,
     StartFacts,
@@ -166,7 +164,6 @@ def test_a_manifest_without_statistics_gets_imagenets() -> None:
     assert written(facts(100, 100, has_statistics=False))[0].data.mean == (123.675, 116.28, 103.53)
 
 
-@pytest.mark.skipif(math.isinf(LOPSIDED), reason="recipes have no sampling yet")
 def test_lopsided_classes_get_weights_and_very_lopsided_ones_are_sampled() -> None:
     even, _, _ = written(facts(100, 250))
     assert (even.train.loss.class_weights, even.data.sampling, even.eval.best_by) == (None, None, "top1")
