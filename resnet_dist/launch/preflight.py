@@ -157,6 +157,8 @@ def prepare(recipe: Recipe, profile: Profile, name: str) -> Prepared:
         other_pictures(picture_settings(train), picture_settings(val), "train.beton", "val.beton"),
     )
     data_warnings = [warning for warning in of_data if warning is not None]
+    if (warning := frozen_at_random(recipe)) is not None:
+        warnings.append(warning)
     plan = plan_run(recipe, profile, train.num_samples)
     return Prepared(
         recipe=recipe,
@@ -188,6 +190,17 @@ def _recorded(storage: RunStorage) -> Recipe | None:
             with suppress(UserError):  # of another version: `require_same` says so
                 return recipe_of(metadata.recipe, name)
     return None
+
+
+def frozen_at_random(recipe: Recipe) -> str | None:
+    """A warning if the recipe keeps something as it is that no training has made."""
+    keys = [
+        *(["optim.freeze"] if recipe.optim.freeze else []),
+        *(["train.freeze_bn_statistics"] if recipe.train.freeze_bn_statistics else []),
+    ]
+    if not keys or recipe.model.init is not None or recipe.fork is not None:
+        return None
+    return f"{' and '.join(keys)}: without model.init random first weights and statistics are kept as they are"
 
 
 def require_trainable(prepared: Prepared) -> None:

@@ -49,6 +49,17 @@ def test_exponents_are_numbers(tmp_path: Path) -> None:
     assert space.first_points == [{"optim.lr": 0.01}]
 
 
+def test_stages_and_their_rates_can_be_searched(tmp_path: Path) -> None:
+    stages = """
+  optim.lr_factors.head: {kind: loguniform, low: 1, high: 100}
+  optim.freeze: {kind: choice, values: [[], [stem, layer1]]}"""
+    space = load_space(space_file(tmp_path, GOOD.replace("\nspace:", f"\nspace:{stages}")))
+    assert {"optim.lr_factors.head", "optim.freeze"} < set(space.space)
+    tree = read_tree(SPACES.parent / "resnet_dist/recipes/digits_resnet20.yaml")
+    recipe = recipe_from_tree(tree, {"optim.lr_factors.head": 10, "optim.freeze": ["stem", "layer1"]})
+    assert (recipe.optim.lr_factors, recipe.optim.freeze) == ({"head": 10}, ("stem", "layer1"))
+
+
 def test_every_mistake_is_reported_at_once(tmp_path: Path) -> None:
     text = """
 base: recipe.yaml

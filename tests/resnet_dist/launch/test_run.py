@@ -84,16 +84,19 @@ def somewhere(ends: Callable[[], WorkerResult]) -> Callable[[Run, Observer], Wor
 
 
 @pytest.mark.parametrize(
-    ("outcome", "end"),
+    ("outcome", "reason", "end"),
     [
-        ("finished", RunEnd("FINISHED", "finished")),
-        ("stopped", RunEnd("KILLED", "stopped after step 4")),
-        ("diverged", RunEnd("FAILED", "diverged")),
+        ("finished", "", RunEnd("FINISHED", "finished")),
+        ("finished", "val/loss rose", RunEnd("FINISHED", "finished early: val/loss rose")),
+        ("stopped", "", RunEnd("KILLED", "stopped after step 4")),
+        ("diverged", "", RunEnd("FAILED", "diverged")),
     ],
 )
-def test_the_end_is_what_came_out(prepared: Callable[..., Prepared], outcome: TrainingOutcome, end: RunEnd) -> None:
+def test_the_end_is_what_came_out(
+    prepared: Callable[..., Prepared], outcome: TrainingOutcome, reason: str, end: RunEnd
+) -> None:
     checked = prepared()
-    run = drive(checked, somewhere(lambda: WorkerResult(outcome, step=4)))
+    run = drive(checked, somewhere(lambda: WorkerResult(outcome, step=4, reason=reason)))
     assert recorded_end(checked.run_dir) == end
     run_id = run.record.handle.run_id
     assert MlflowClient(checked.profile.tracking_uri).get_run(run_id).info.status == end.status

@@ -111,7 +111,7 @@ def operations_of_a_step(
         average = MovingAverage(classifier.net, EmaConfig(decay=0.9), steps_per_epoch=1)
         scaler = Precision(recipe.train.precision).scaler(device)
         state = TrainState(
-            classifier.net, build_optimizer(classifier, recipe.optim), average=average, scaler=scaler, step=10
+            classifier.net, build_optimizer(classifier.net, recipe.optim), average=average, scaler=scaler, step=10
         )
         step = TrainStep(recipe, state, classifier, ExactReduction(classifier, 0, 1, num_micro_batches=1), device)
         batch = step.rehearsal_batch(1, size)
@@ -132,7 +132,9 @@ def test_no_net_has_an_operation_without_a_deterministic_kernel(net: str) -> Non
     assert not used & NOT_DETERMINISTIC
 
 
-@pytest.mark.parametrize("optim", [{}, {"name": "lamb", "lr": 0.01}])
+@pytest.mark.parametrize(
+    "optim", [{}, {"name": "lamb", "lr": 0.01}, {"freeze": ["stem", "layer2"], "lr_factors": {"head": 10}}]
+)
 def test_nor_has_an_optimizer(optim: dict[str, Any]) -> None:
     assert not operations_of_a_step("option A", "fp32", optim=optim, update=True) & NOT_DETERMINISTIC
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from resnet_dist.config.recipe import OptimConfig, Recipe
 from resnet_dist.errors import UserError
+from resnet_dist.launch.preflight import frozen_at_random
 from resnet_dist.models import build_model, stage_of
 from resnet_dist.models.summary import KernelCounter
 from resnet_dist.training.model import build_classifier, parameter_groups
@@ -195,3 +196,12 @@ def test_stages_that_do_not_exist_or_leave_nothing(optim: dict[str, Any], messag
 def test_keys_that_contradict_each_other(sections: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         small.recipe(**sections)
+
+
+def test_what_is_frozen_without_having_been_trained_is_worth_a_warning() -> None:
+    both = {"optim": {"freeze": FREEZE}, "train": {"freeze_bn_statistics": True}}
+    warning = frozen_at_random(small.recipe(**both))
+    assert warning is not None
+    assert warning.startswith("optim.freeze and train.freeze_bn_statistics: without model.init")
+    assert frozen_at_random(small.recipe(**both, model={"init": {"weights": "net.pth"}})) is None
+    assert frozen_at_random(small.recipe()) is None
