@@ -89,9 +89,8 @@ def _other_evaluation(known: Published, recipe: Recipe, protocol: str, crop: Cen
         found.append(f"the published accuracy is of one central crop, not of {protocol}")
     if (crop.size, crop.resize) != (known.size, known.resize):
         found.append(f"published with size {known.size} of {known.resize} px, not {crop.size} of {crop.resize}")
-    interpolation = getattr(crop, "interpolation", "bilinear")
-    if interpolation != known.interpolation:
-        found.append(f"published with {known.interpolation} interpolation, not {interpolation}")
+    if crop.interpolation != known.interpolation:
+        found.append(f"published with {known.interpolation} interpolation, not {crop.interpolation}")
     if (recipe.data.mean, recipe.data.std) != (known.mean, known.std):
         found.append("published with another mean and deviation (data.mean, data.std)")
     if recipe.data.decoder != "native":

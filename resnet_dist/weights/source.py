@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from resnet_dist.config.loading import load_recipe, recipe_from_yaml, recipe_of
-from resnet_dist.config.recipe import CenterCrop, Recipe, recipe_hash
+from resnet_dist.config.recipe import Recipe, recipe_hash
 from resnet_dist.data.checks import known_pictures
 from resnet_dist.errors import Fault, UserError
 from resnet_dist.models.classifier import ImageClassifier
@@ -134,7 +134,7 @@ def load_model(
 def _from_weights(weights: Weights, recipe: str | Path | None, overrides: Sequence[str]) -> TrainedModel:
     known = weights.published
     if known is not None:
-        loaded = recipe_of(_published_recipe(weights.name, known), weights.name, overrides)
+        loaded = recipe_of(_published_recipe(known), weights.name, overrides)
     elif recipe is None:
         raise UserError(
             f"{weights.name}: a file does not say which net its weights are of and how pictures are prepared; give a "
@@ -163,24 +163,21 @@ def _from_weights(weights: Weights, recipe: str | Path | None, overrides: Sequen
     )
 
 
-def _published_recipe(source: str, known: Published) -> dict[str, Any]:
+def _published_recipe(known: Published) -> dict[str, Any]:
     """A recipe, as plain data, for the net and the test transform. How the weights were trained is not known: the keys
     of training that a recipe must have mean nothing here."""
-    crop = {"kind": "center_crop", "size": known.size, "resize": known.resize}
-    if known.interpolation != "bilinear":
-        if "interpolation" not in CenterCrop.model_fields:
-            raise UserError(
-                f"{source}: pictures are resized with {known.interpolation} interpolation, this version has bilinear "
-                "alone"
-            )
-        crop["interpolation"] = known.interpolation
     return {
         "seed": 0,
         "model": dict(known.model),
         "data": {
             "dataset": "imagenet",
             "train": {"kind": "random_resized_crop", "size": known.size},
-            "eval": crop,
+            "eval": {
+                "kind": "center_crop",
+                "size": known.size,
+                "resize": known.resize,
+                "interpolation": known.interpolation,
+            },
             "mean": list(known.mean),
             "std": list(known.std),
         },
