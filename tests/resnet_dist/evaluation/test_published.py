@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import timm
+import timm.data
 import torch
 import torchvision.models
 from PIL import Image
 from timm.data import ImageNetInfo
+from torch import nn
 from torch.nn.functional import cross_entropy
+from torchvision.models import get_weight
 from typer.testing import CliRunner
 
 from data_prep.beton.manifest import Manifest, load_manifest
@@ -57,20 +63,45 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def test_the_loss_is_that_of_torchvisions_net_and_transform(beton: Path, weights: Path) -> None:
-    net = torchvision.models.resnet18()
-    net.load_state_dict(torch.load(weights))
-    transform = torchvision.models.get_weight("ResNet18_Weights.IMAGENET1K_V1").transforms()
+def timms_transform(name: str) -> Any:
+    config = timm.data.resolve_data_config(pretrained_cfg=timm.get_pretrained_cfg(name).to_dict(), use_test_size=True)
+    return timm.data.create_transform(**config)
+
+
+@pytest.mark.parametrize(
+    ("source", "net", "transform", "top1"),
+    [
+        (
+            SOURCE,
+            torchvision.models.resnet18,
+            lambda: get_weight("ResNet18_Weights.IMAGENET1K_V1").transforms(),
+            69.758,
+        ),
+        (
+            "timm:resnet10t.c3_in1k",  # bicubic
+            partial(timm.create_model, "resnet10t"),
+            partial(timms_transform, "resnet10t.c3_in1k"),
+            68.354,
+        ),
+    ],
+    ids=["torchvision", "timm"],
+)
+def test_the_loss_is_that_of_the_librarys_net_and_transform(
+    beton: Path, tmp_path: Path, source: str, net: Callable[[], nn.Module], transform: Callable[[], Any], top1: float
+) -> None:
+    torch.manual_seed(0)
+    theirs, prepare = net().eval(), transform()
+    torch.save(theirs.state_dict(), tmp_path / "weights.pth")
     files = sorted((beton.parent / "images").glob("*/*.jpg"))
     with torch.no_grad():
-        logits = net.eval()(torch.stack([transform(Image.open(file)) for file in files]))
+        logits = theirs(torch.stack([prepare(Image.open(file).convert("RGB")) for file in files]))
     expected = cross_entropy(logits, torch.tensor([0, 1, 999]))
-    arguments = ["evaluate", SOURCE, "--weights", str(weights), "--data", str(beton), "--json"]
+    arguments = ["evaluate", source, "--weights", str(tmp_path / "weights.pth"), "--data", str(beton), "--json"]
     done = CliRunner().invoke(app, arguments, catch_exceptions=False)
     assert done.exit_code == 0, done.output
     found = json.loads(done.stdout.splitlines()[-1])
     assert found["val/loss"] == pytest.approx(float(expected), abs=2e-6)
-    assert (found["published"]["top1"], found["published"]["verdict"]) == (69.758, "not comparable")
+    assert (found["published"]["top1"], found["published"]["verdict"]) == (top1, "not comparable")
     assert found["published"]["reasons"][0].startswith("3 images instead of 50,000")
 
 
