@@ -146,6 +146,10 @@ def _contents(part: nn.Module) -> str:
     if isinstance(part, nn.Sequential) and len(part):
         block = part[-1]
         convolutions = [m for name, m in block.named_children() if isinstance(m, nn.Conv2d) and name != "gate"]
-        inside = ", ".join(f"{conv.kernel_size[0]}x{conv.kernel_size[1]} {conv.out_channels}" for conv in convolutions)
-        return f"{len(part)} x {type(block).__name__} [{inside}]"
+        return f"{len(part)} x {type(block).__name__} [{', '.join(map(_convolution, convolutions))}]"
     return type(part).__name__
+
+
+def _convolution(conv: nn.Conv2d) -> str:
+    groups = f" in {conv.groups} groups" if conv.groups > 1 else ""
+    return f"{conv.kernel_size[0]}x{conv.kernel_size[1]} {conv.out_channels}{groups}"

@@ -134,3 +134,5 @@ def test_summary_adds_up_to_the_total() -> None:
     stages = {part.name: (part.output, part.contents) for part in summarise("resnet152").parts}
     assert stages["conv1"] == ("64 x 112 x 112", "7x7, 64, stride 2")
     assert stages["layer3"] == ("1024 x 14 x 14", "36 x Bottleneck [1x1 256, 3x3 256, 1x1 1024]")
+    grouped = {part.name: part.contents for part in summarise("resnext101_64x4d").parts}
+    assert grouped["layer1"] == "3 x Bottleneck [1x1 256, 3x3 256 in 64 groups, 1x1 256]"
