@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -28,6 +28,7 @@ from resnet_dist.training.checkpoint import (
     METADATA,
     STATE,
     CheckpointMetadata,
+    Damaged,
     Identity,
     load_state,
     step_of,
@@ -39,7 +40,6 @@ from resnet_dist.training.checkpoint_manager import (
     newest_complete,
     newest_first,
     open_checkpoint,
-    read_metadata,
 )
 from resnet_dist.training.model import Precision, build_classifier
 from resnet_dist.weights.keys import head_of, match_keys
@@ -91,9 +91,9 @@ def resolve_start(
 
 def write_start(recipe: Recipe, profile: Profile, storage: RunStorage, identity: Identity, pictures: Any) -> None:
     """Puts what a resolved recipe starts from into the run's storage, unless it is there. Raises UserError, Fault."""
-    found = read_metadata(storage, START)
-    if found is not None and found.identity.matches(identity):
-        return
+    with suppress(Damaged), open_checkpoint(storage, START) as found:
+        if found.metadata.identity.matches(identity):
+            return
     metadata = partial(CheckpointMetadata, identity=identity, recipe=recipe.model_dump(mode="json"), files={})
     if recipe.fork is not None:
         with _parent(recipe.fork, profile) as (location, parent):

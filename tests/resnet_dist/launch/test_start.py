@@ -22,7 +22,7 @@ from resnet_dist.models import build_model
 from resnet_dist.storage.base import RunStorage
 from resnet_dist.studies.study import study_recipe
 from resnet_dist.sweeps.prepare import prepare_sweep
-from resnet_dist.training.checkpoint import load_state
+from resnet_dist.training.checkpoint import STATE, load_state
 from resnet_dist.training.checkpoint_manager import START, newest_complete, open_checkpoint
 from resnet_dist.training.context import Observer, WorkerResult
 from tests.resnet_dist.tiny_data import write_tiny_digits
@@ -122,6 +122,10 @@ def test_a_run_starts_from_weights_with_a_new_head_and_the_average_too(prepared:
 def test_a_stopped_run_resumes_to_the_same_bits_without_the_original_weights(prepared: Runs, weights: Path) -> None:
     undisturbed = prepared("a", f"model.init.weights={weights}")
     train(undisturbed)
+    begun = prepared("b", f"model.init.weights={weights}")
+    with Run.open(begun, brief=True):  # killed before its first checkpoint, on a machine that loses data
+        state = begun.storage.folder / START / STATE
+        state.write_bytes(state.read_bytes()[:-100])
     assert train(prepared("b", f"model.init.weights={weights}"), StopAfter(1)).outcome == "stopped"
     weights.unlink()
     resumed = prepared("b", f"model.init.weights={weights}")
