@@ -19,12 +19,14 @@ import zlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, fields
 from functools import cache
+from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import (
+    AvifImagePlugin,
     BmpImagePlugin,
     GifImagePlugin,
     Image,
@@ -38,7 +40,7 @@ from PIL import (
 )
 
 Exif = Literal["ignore", "apply"]
-READERS: Mapping[str, Callable[[io.BytesIO], ImageFile.ImageFile]] = {
+READERS: dict[str, Callable[[io.BytesIO], ImageFile.ImageFile]] = {
     "JPEG": JpegImagePlugin.JpegImageFile,
     "PNG": PngImagePlugin.PngImageFile,
     "GIF": GifImagePlugin.GifImageFile,
@@ -47,10 +49,11 @@ READERS: Mapping[str, Callable[[io.BytesIO], ImageFile.ImageFile]] = {
     "WEBP": WebPImagePlugin.WebPImageFile,
     "PPM": PpmImagePlugin.PpmImageFile,
     "JPEG2000": Jpeg2KImagePlugin.Jpeg2KImageFile,
+    **({"AVIF": AvifImagePlugin.AvifImageFile} if AvifImagePlugin.SUPPORTED else {}),
 }
 """Pillow's, called by name: `Image.open` may also choose others (of an EPS file it runs Ghostscript)."""
 FORMATS: tuple[str, ...] = tuple(READERS)
-"""Pillow's names of the formats that are read."""
+"""Pillow's names of the formats that are read, besides `HEIF` if its plugin is installed."""
 
 
 class BadPicture(ValueError):
@@ -184,14 +187,28 @@ def require_sides(width: int, height: int, remedy: str = SMALLER) -> None:
 
 
 def picture_format(data: bytes) -> str | None:
-    """One of `FORMATS` by the file's first bytes, or None."""
+    """One of `FORMATS`, or `HEIF`, by the file's first bytes; None if it is not read."""
     if data.startswith(b"\xff\xd8"):
         return "JPEG"
     if data.startswith(b"RIFF") and data[8:12] == b"WEBP":
         return "WEBP"
     if re.match(rb"P[1-6f]\s", data[:3]):
         return "PPM"
+    if re.match(_NOT_READ[AVIF], data[:1024], re.DOTALL):
+        return "AVIF" if "AVIF" in READERS else None
+    if re.match(_NOT_READ[HEIC], data[:1024], re.DOTALL):
+        return "HEIF" if _heif_reader() is not None else None
     return next((name for magic, name in _MAGIC.items() if data.startswith(magic)), None)
+
+
+@cache
+def _heif_reader() -> Callable[[io.BytesIO], ImageFile.ImageFile] | None:
+    """The plugin pillow-heif's; None if it is not installed."""
+    try:
+        reader: Callable[[io.BytesIO], ImageFile.ImageFile] = import_module("pillow_heif").HeifImageFile
+    except ImportError:
+        return None
+    return reader
 
 
 _MAGIC = {
@@ -207,12 +224,13 @@ _MAGIC = {
     b"\0\0\0\x0cjP  \r\n\x87\n": "JPEG2000",
 }
 _CONVERT = "convert it to JPEG or PNG first"
+AVIF, HEIC, JPEG_XL = "an AVIF picture", "a HEIC picture", "a JPEG XL picture"
 _NOT_READ = {
-    "an AVIF picture": rb".{4}ftyp(avif|avis)",
-    "a HEIC picture": rb".{4}ftyp(hei[cxms]|hev[cxms]|mif1|msf1)",
+    AVIF: rb".{4}ftyp(avif|avis|(mif1|msf1).{4}(.{4}){0,8}avi[fs])",
+    HEIC: rb".{4}ftyp(hei[cxms]|hev[cxms]|mif1|msf1)",
     "a camera's raw file": rb".{4}ftypcrx |II\x55\0|IIRO|IIRS|FUJIFILMCCD-RAW",
     "a film": rb".{4}ftyp|RIFF....AVI |\x1aE\xdf\xa3",
-    "a JPEG XL picture": rb"\xff\x0a|\0\0\0\x0cJXL \r\n\x87\n",
+    JPEG_XL: rb"\xff\x0a|\0\0\0\x0cJXL \r\n\x87\n",
     "a Photoshop file": rb"8BPS",
     "a DDS texture": rb"DDS ",
     "a PostScript file": rb"%!PS|\xc5\xd0\xd3\xc6|.{0,64}%!PS-Adobe",
@@ -243,6 +261,9 @@ _NOT_READ = {
 }
 """Kinds of files often found among pictures that are not read, and how they start."""
 _REMEDIES = {
+    AVIF: "install a Pillow that reads AVIF (11.3 or newer), or convert it to PNG first",
+    HEIC: "install pillow-heif, or convert it to PNG first",
+    JPEG_XL: "convert it with `djxl` first: to JPEG if it was made of one, else to PNG",
     "a film": "take pictures out of it first",
     "an archive": "unpack it first",
     "a web page": "the download went wrong: load the file again",
@@ -261,7 +282,7 @@ def _unknown(data: bytes) -> BadPicture:
             return BadPicture(f"is {name}; {_REMEDIES.get(name, _CONVERT)}")
     if data[-18:] == b"TRUEVISION-XFILE.\0":
         return BadPicture(f"is a TGA picture; {_CONVERT}")
-    return BadPicture("is no picture of a format that is read: JPEG, PNG, GIF, BMP, TIFF, WebP, PPM, JPEG 2000")
+    return BadPicture("is no picture of a format that is read: JPEG, PNG, GIF, BMP, TIFF, WebP, PPM, JPEG 2000, AVIF")
 
 
 class _as_bad_picture:  # noqa: N801  # a context manager
@@ -333,9 +354,11 @@ def _open(data: bytes, at_least: tuple[int, int] | None, remedy: str = SMALLER) 
             require_size(*size, remedy)
     elif file_format == "TIFF":
         file = _with_orientation_1(data)  # Pillow turns TIFFs by itself when it decodes them
-    image = READERS[file_format](io.BytesIO(file))
-    require_sides(*image.size, remedy)
-    if at_least is not None:
+    reader = READERS.get(file_format) or _heif_reader()
+    assert reader is not None  # or `picture_format` would not have named the format
+    image = reader(io.BytesIO(file))
+    require_sides(image.width, image.height, remedy)
+    if at_least is not None and file_format == "JPEG":  # of a HEIC it would be a thumbnail
         image.draft("", at_least)
     return image, file_format
 
@@ -347,7 +370,7 @@ def _require_decodable(image: ImageFile.ImageFile, file_format: str, data: bytes
     held = pixels * 8  # as Pillow has them, and in RGB
     if file_format == "JPEG":
         held += _coefficient_bytes(data)
-    elif file_format == "WEBP":
+    elif file_format in ("WEBP", "AVIF", "HEIF"):
         held = pixels * 16
     elif file_format == "JPEG2000":
         width, height, components = _jpeg2000_size(data) or (width, height, len(image.getbands()))
@@ -623,9 +646,20 @@ def orientation(data: bytes, file_format: str | None = None) -> int:
         block = block.removeprefix(b"Exif\0\0")
     elif file_format == "TIFF":
         block = data
+    elif file_format == "AVIF":
+        return _avif_orientation(data)
     else:
-        return 1
+        return 1  # a HEIC's decoder turns it
     return _orientation_in(block)
+
+
+def _avif_orientation(data: bytes) -> int:
+    """That of the container, which Pillow gives as if it were in EXIF; that in EXIF has no meaning there."""
+    try:
+        with _as_bad_picture():
+            return int(READERS["AVIF"](io.BytesIO(data)).getexif().get(ORIENTATION_TAG, 1))
+    except BadPicture:
+        return 1
 
 
 def _chunk(data: bytes, at: int, wanted: bytes, head: str, trailer: int) -> bytes:

@@ -240,7 +240,16 @@ def encoder_versions() -> Mapping[str, str]:
         "pillow": importlib.metadata.version("pillow"),
         "pillow's libjpeg_turbo": features.version_feature("libjpeg_turbo") or "unknown",
         "libturbojpeg": turbojpeg.library_version(),
+        **_heif_version(),
     }
+
+
+def _heif_version() -> Mapping[str, str]:
+    """Empty if the plugin is not installed: then no picture is read with it."""
+    try:
+        return {"pillow-heif": importlib.metadata.version("pillow-heif")}
+    except importlib.metadata.PackageNotFoundError:
+        return {}
 
 
 # --- headers of many JPEGs, from their ends or complete: plain files in C (`native/jpeg_headers.c`) -------------------

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from copy import copy
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import PurePosixPath
 from typing import NamedTuple, Self
 
@@ -22,9 +23,14 @@ from data_prep.sources.imagenet import are_wnids, check_labels, label_map
 
 MAX_NAMED = 3
 """Left-out files that a description names."""
-SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".pgm", ".bmp", ".gif", ".tif", ".tiff", ".webp")
+HEIC_SUFFIXES = (".heic", ".heif")
+SUFFIXES = (
+    *(".jpg", ".jpeg", ".png", ".ppm", ".pgm", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".avif"),
+    *(HEIC_SUFFIXES if find_spec("pillow_heif") else ()),
+)
+"""Of images that are read; of HEIC pictures only where a plugin of Pillow's is installed."""
 OTHER_IMAGES = frozenset((
-    ".heic", ".heif", ".avif", ".jxl", ".jp2", ".j2k", ".jpx", ".jfif", ".jpe", ".svg", ".ico", ".psd", ".tga",
+    ".heic", ".heif", ".jxl", ".jp2", ".j2k", ".jpx", ".jfif", ".jpe", ".svg", ".ico", ".psd", ".tga",
     ".dds", ".exr", ".hdr", ".dcm", ".nii", ".npy", ".raw", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".rw2",
 ))  # fmt: skip
 """Suffixes of images that are not read."""
@@ -255,7 +261,10 @@ def why_empty(names: Sequence[str]) -> str:
 
 
 def _unread_note(suffixes: Sequence[str]) -> str:
-    return f"{' and '.join(suffixes)} are not read: convert such images to JPEG or PNG first" if suffixes else ""
+    if not suffixes:
+        return ""
+    plugin = ", or install pillow-heif for HEIC" if set(suffixes) & set(HEIC_SUFFIXES) else ""
+    return f"{' and '.join(suffixes)} are not read: convert such images to JPEG or PNG first{plugin}"
 
 
 def count_of(count: int, one: str, many: str | None = None) -> str:

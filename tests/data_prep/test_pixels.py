@@ -14,10 +14,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
+from data_prep import pixels
 from data_prep.pixels import (
     FORMATS,
+    READERS,
     BadPicture,
     PictureSettings,
     orientation,
@@ -273,8 +275,9 @@ def test_alpha_in_a_separate_plane_is_refused() -> None:
         (gray_tiff([0], 8, b"\0", sign=2), "has signed gray values"),
         (b"", "is empty"),
         (bytes(100), "holds zeros only"),
-        (b"\0\0\0\x1cftypavif\0\0\0\0", "is an AVIF picture; convert it to JPEG or PNG first"),
-        (b"\0\0\0\x18ftypheic\0\0\0\0", "is a HEIC picture"),
+        (b"\0\0\0\x18ftypheic\0\0\0\0", "is a HEIC picture; install pillow-heif, or convert it to PNG first"),
+        (b"\0\0\0\x18ftypmif1\0\0\0\0mif1heic", "is a HEIC picture"),
+        (b"\xff\x0a\xfa\x1f", "is a JPEG XL picture; convert it with `djxl` first"),
         (b"DDS |\0\0\0", "is a DDS texture"),
         (b"8BPS\0\x01", "is a Photoshop file"),
         (file_of(scene(), "TGA"), "is a TGA picture"),
@@ -292,11 +295,33 @@ def test_unsupported_kinds_are_named(data: bytes, said: str) -> None:
     assert str(error.value).startswith(said)
 
 
+def test_without_its_reader_an_avif_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = file_of(scene(), "AVIF")
+    assert picture_format(data) == picture_format(data.replace(b"ftypavif", b"ftypmif1", 1)) == "AVIF"
+    monkeypatch.delitem(READERS, "AVIF")
+    with pytest.raises(BadPicture, match="is an AVIF picture; install a Pillow that reads AVIF"):
+        to_rgb(data)
+
+
+def test_the_plugin_for_heic_is_used_where_it_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its own reader is not installed here: Pillow's of PNG stands in for it."""
+    ftyp = b"\0\0\0\x18ftypheic\0\0\0\0mif1heic"
+
+    def reader(file: io.BytesIO) -> Any:
+        return PngImagePlugin.PngImageFile(io.BytesIO(file.read().removeprefix(ftyp)))
+
+    monkeypatch.setattr(pixels, "_heif_reader", lambda: reader)
+    data = ftyp + file_of(scene(), "PNG")
+    assert read_header(data)[:4] == ("HEIF", "RGB", *scene().size)
+    assert np.array_equal(pixels_of(data), np.asarray(scene()))
+
+
 TURNED_FORMATS = {
     "JPEG": {"exif": exif_of(6), "quality": 95, "subsampling": 0},
     "PNG": {"exif": exif_of(6)},
     "WEBP": {"exif": exif_of(6), "lossless": True},
     "TIFF": {"tiffinfo": {274: 6}},
+    "AVIF": {"exif": exif_of(6), "quality": 100, "subsampling": "4:4:4"},
 }
 
 
@@ -411,6 +436,9 @@ def header_of(file_format: str, width: int, height: int) -> bytes:
             return b"P6 %d %d 255\n" % (width, height)
         case "JPEG2000":
             at = small.index(b"\xff\x4f\xff\x51") + 8
+            return small[:at] + struct.pack(">II", width, height) + small[at + 8 :]
+        case "AVIF":
+            at = small.index(b"ispe") + 8
             return small[:at] + struct.pack(">II", width, height) + small[at + 8 :]
         case _:
             tags = gray_tiff([0], 8, b"\0")

@@ -168,7 +168,7 @@ def test_files_left_out_are_noted_by_suffix_and_name(tree: Tree) -> None:
     assert open_tree(root).notes == (
         "1 image skipped, in no class folder: 8.png",
         "4 files skipped, not an image suffix (.heic 2, no suffix 1, .txt 1): cat/2.heic, cat/3.HEIC, cat/IMG_4 and 1 "
-        "more; .heic are not read: convert such images to JPEG or PNG first",
+        "more; .heic are not read: convert such images to JPEG or PNG first, or install pillow-heif for HEIC",
         "4 hidden files or folders skipped: .old, .top.jpg, cat/.5.jpg and 1 more",
     )
     assert keys_of(open_tree(root)) == ["cat/1.JPG", "dog/1.Jpeg"]
@@ -179,8 +179,8 @@ def test_odd_class_folders_are_noted_or_refused(tree: Tree) -> None:
     assert open_tree(tree("cat/1.jpg")).notes == (note,)
     note = "two classes have nearly the same name: 'Cat' and 'cat'"
     assert open_tree(tree("Cat/1.jpg", "dog/1.jpg")).notes == (note,)
-    root = tree("emu/1.heic", "emu/2.avif")
-    message = r"/emu: this class folder holds no images but 1.heic, 2.avif \(.avif and .heic are not read: convert"
+    root = tree("emu/1.heic", "emu/2.jxl")
+    message = r"/emu: this class folder holds no images but 1.heic, 2.jxl \(.heic and .jxl are not read: convert"
     refuses(message, open_tree, root)
     (root / "ant").mkdir()
     refuses("ant: this class folder holds no images; fill or remove it", open_tree, root)
