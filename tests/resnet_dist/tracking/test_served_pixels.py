@@ -80,6 +80,7 @@ def files() -> Iterator[tuple[str, bytes]]:
     for mode in ("RGB", "L", "CMYK"):
         yield f"{mode}.jpg", encoded(rgb.convert(mode), "JPEG", quality=92)
     yield "gray-alpha.webp", encoded(with_alpha(), "WEBP", lossless=True)
+    yield "gray-alpha.avif", encoded(with_alpha(), "AVIF", exif=exif(6))
     yield "palette.gif", encoded(palette_with_hole(), "GIF")
     yield "colours.bmp", encoded(rgb, "BMP")
     large = Image.fromarray(colours(scale=9))  # a JPEG that is shrunk is decoded at a fraction
@@ -167,4 +168,4 @@ def test_files_that_differ_in_what_settings_decide_are_among_them() -> None:
     """Else nothing would be shown above."""
     turned = {name for name in FILES if name.startswith(("turned", "large"))}
     assert len(turned) == 40
-    assert len(FILES) == len(turned) + 21
+    assert len(FILES) == len(turned) + 22
