@@ -35,7 +35,21 @@ LOADERS: dict[str, Callable[..., Any]] = {
     "tune_spaces": load_space,
 }
 MADE_ON_THE_WAY = {"tune_spaces/search_2.yaml"}
-OF_THE_SYSTEM = {"cd", "curl", "export", "git", "printf", "source", "ssh", "docker", "kubectl", "sbatch", "kustomize"}
+OF_THE_SYSTEM = {
+    "cd",
+    "curl",
+    "export",
+    "for",
+    "git",
+    "ls",
+    "printf",
+    "source",
+    "ssh",
+    "docker",
+    "kubectl",
+    "sbatch",
+    "kustomize",
+}
 
 
 def commands(page: Path) -> Iterator[str]:
@@ -46,7 +60,8 @@ def commands(page: Path) -> Iterator[str]:
             yield re.sub(r"^\(umask 077; (.*)\)$", r"\1", line.strip())
 
 
-ALL = [(page, command) for page in PAGES for command in commands(page)]
+OWN_IMAGES = ROOT / "docs" / "your_own_images.md"
+ALL = [(page, command) for page in (*PAGES, OWN_IMAGES) for command in commands(page)]
 
 
 def named(commands: list[tuple[Path, str]]) -> Any:
@@ -125,7 +140,7 @@ class Echo(BaseHTTPRequestHandler):
 SERVING = [
     *(
         text
-        for page in (ROOT / "README.md", *PAGES)
+        for page in (ROOT / "README.md", *PAGES, OWN_IMAGES)
         for text in re.findall(r"^    (printf .*?invocations.*?)$", page.read_text().replace("\\\n", ""), re.MULTILINE)
     ),
     model_note("models:/m-1", "run", 1).replace("\\\n", "").splitlines()[-1].strip(),
