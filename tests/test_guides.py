@@ -53,8 +53,9 @@ OF_THE_SYSTEM = {
 
 
 def commands(page: Path) -> Iterator[str]:
-    """The indented lines, joined where a line ends with a backslash."""
-    text = page.read_text(encoding="utf-8").replace("\\\n    ", "")
+    """The indented lines, joined where a line ends with a backslash; not those of code blocks in other languages."""
+    text = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
+    text = text.replace("\\\n    ", "")
     for line in text.splitlines():
         if line.startswith("    ") and line.strip():
             yield re.sub(r"^\(umask 077; (.*)\)$", r"\1", line.strip())
