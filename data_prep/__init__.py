@@ -6,6 +6,7 @@
     verify(path, ...)                compare a beton with its manifest, and with its source
     subset(...), merge(...)          betons from betons, without encoding again
     extract(path, folder)            a beton back into class folders
+    adopt(path, class_names)         a manifest for a beton that ffcv's own writer made
     stage(source, folder)            a complete local copy of a beton on shared or object storage
 
 >>> import data_prep, tempfile

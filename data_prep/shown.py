@@ -7,7 +7,7 @@ from collections.abc import Iterable
 MAX_CHARACTERS = 300
 """Shown of one name: that of an archive's member may be a megabyte long."""
 NUM_LISTED = 3
-"""Names that `few` lists."""
+"""Names that `few` lists unless told otherwise."""
 
 
 def shown(name: object, max_characters: int | None = MAX_CHARACTERS) -> str:
@@ -32,8 +32,8 @@ def one_line(message: object, max_characters: int | None = None) -> str:
     return text if max_characters is None or len(text) <= max_characters else f"{text[:max_characters]}..."
 
 
-def few(names: Iterable[str], separator: str = ", ") -> str:
-    """The first names, safe to show, and how many more there are."""
+def few(names: Iterable[str], separator: str = ", ", most: int = NUM_LISTED) -> str:
+    """The first `most` names, safe to show, and how many more there are."""
     listed = list(names)
-    more = f" and {len(listed) - NUM_LISTED:,} more" if len(listed) > NUM_LISTED else ""
-    return separator.join(map(shown, listed[:NUM_LISTED])) + more
+    more = f" and {len(listed) - most:,} more" if len(listed) > most else ""
+    return separator.join(map(shown, listed[:most])) + more

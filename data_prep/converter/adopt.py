@@ -24,7 +24,7 @@ from data_prep.beton.manifest import (
 )
 from data_prep.beton.reader import BetonReader
 from data_prep.beton.statistics import measure_all
-from data_prep.converter.verify import first_few, problem_of
+from data_prep.converter.verify import MAX_NAMED, problem_of
 from data_prep.errors import Fault, UserError
 from data_prep.shown import few
 from data_prep.sources.labels import MAX_CLASSES
@@ -147,6 +147,6 @@ def _require_sound(reader: BetonReader, on_decoded: Callable[[int, int], None]) 
             threads.shutdown(cancel_futures=True)
     if bad:
         raise UserError(
-            f"{reader.path}: {len(bad):,} of {len(reader):,} samples cannot be trained on: {first_few(bad)}; make it "
-            "again from its images, with `data-prep convert --help`"
+            f"{reader.path}: {len(bad):,} of {len(reader):,} samples cannot be trained on: "
+            f"{few(bad, most=MAX_NAMED)}; make it again from its images, with `data-prep convert --help`"
         )

@@ -23,6 +23,7 @@ from data_prep.converter.source import open_named
 from data_prep.converter.split import divided_as, split_before
 from data_prep.errors import UserError
 from data_prep.jpeg.check import why_unfit
+from data_prep.shown import few
 from data_prep.sources.base import NO_OPTIONS, Source, SourceOptions, UnreadableSample, read_sample
 from data_prep.sources.splits import SplitRequest
 
@@ -99,7 +100,7 @@ def verify(
             bad.append(f"{index} ({reason})")
         on_decoded(done, len(chosen))
     if bad:
-        problems.append(f"{len(bad)} of {len(chosen)} images do not decode: {first_few(bad)}")
+        problems.append(f"{len(bad)} of {len(chosen)} images do not decode: {few(bad, most=MAX_NAMED)}")
     if source is not None and not problems:
         problems += _compare_with_source(reader, manifest, source, decode, on_decoded)
     return VerifyReport(manifest, tuple(problems), len(chosen))
@@ -128,7 +129,7 @@ def _touched(reader: BetonReader | None, start: int, end: int) -> str:
     (samples,) = np.nonzero((reader.pointers < end) & (reader.pointers + reader.sizes > start))
     if not len(samples):
         return "it contains tables or padding, no image"
-    return f"the images of {len(samples)} samples are there: {first_few([str(i) for i in samples.tolist()])}"
+    return f"the images of {len(samples)} samples are there: {few(map(str, samples.tolist()), most=MAX_NAMED)}"
 
 
 def _check_counts(reader: BetonReader, manifest: Manifest) -> list[str]:
@@ -170,11 +171,6 @@ def problem_of(reader: BetonReader, index: int) -> str | None:
     return why_unfit(bytes(reader.image_bytes(index)), reader.height(index), reader.width(index))
 
 
-def first_few(items: list[str]) -> str:
-    more = len(items) - MAX_NAMED
-    return ", ".join(items[:MAX_NAMED]) + (f" and {more} more" if more > 0 else "")
-
-
 # --- the source -------------------------------------------------------------------------------------------------------
 
 
@@ -204,7 +200,7 @@ def _compare_with_source(
         on_compared(done, len(chosen))
     if not wrong:
         return []
-    return [f"{len(wrong)} of {len(chosen)} samples are not what the source gives: {first_few(wrong)}"]
+    return [f"{len(wrong)} of {len(chosen)} samples are not what the source gives: {few(wrong, most=MAX_NAMED)}"]
 
 
 def _settings_of(manifest: Manifest, beton: Path) -> ConvertSettings:

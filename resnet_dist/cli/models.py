@@ -114,15 +114,14 @@ def evaluate(
     Example: resnet-dist evaluate torchvision:resnet152.IMAGENET1K_V1 --data data/imagenet/val.beton
     """
     from resnet_dist.evaluation.evaluate import evaluate, log_evaluation, write_files
-    from resnet_dist.evaluation.predictions import Wanted
+    from resnet_dist.evaluation.predictions import PredictionOutputs
     from resnet_dist.evaluation.protocols import Protocol
-    from resnet_dist.evaluation.published import as_dict
     from resnet_dist.evaluation.report import as_json_numbers
 
     uri = given_tracking_uri(tracking_uri)
     if experiment and (output is None or uri is None):
         raise UserError("--experiment: needs --output FOLDER, and --tracking-uri or $MLFLOW_TRACKING_URI")
-    wanted = Wanted(predictions, all_probabilities, worst)
+    outputs = PredictionOutputs(predictions, all_probabilities, worst)
     evaluated = evaluate(
         models,
         data,
@@ -135,13 +134,13 @@ def evaluate(
         recipe=recipe,
         overrides=sets,
         weights=weights,
-        wanted=wanted if predictions or worst else None,
+        outputs=outputs if predictions or worst else None,
     )
     for warning in evaluated.warnings:
         typer.echo(f"warning: {warning}", err=True)
     metrics, comparison = evaluated.metrics(), evaluated.comparison
     if as_json:
-        published = {"published": as_dict(comparison)} if comparison else {}
+        published = {"published": comparison.as_dict()} if comparison else {}
         typer.echo(json.dumps({**as_json_numbers(metrics), **published}, sort_keys=True))
     else:
         typer.echo(

@@ -385,7 +385,7 @@ class DataConfig(Section):
         return self
 
     @model_validator(mode="after")
-    def _resizes_so(self) -> DataConfig:
+    def _has_the_interpolation(self) -> DataConfig:
         chosen = {"train": getattr(self.train, "interpolation", None), "eval": self.eval.interpolation}
         for part, interpolation in chosen.items():
             if self.decoder == "ffcv" and interpolation == "bicubic":
@@ -394,7 +394,8 @@ class DataConfig(Section):
 
     @model_validator(mode="after")
     def _grey_levels(self) -> DataConfig:
-        mean = (124.0,) if self.mean == FROM_DATA else self.mean  # the other is checked on its own
+        # Something valid in place of from_data: the other of the two is still checked.
+        mean = (124.0,) if self.mean == FROM_DATA else self.mean
         std = (58.0,) if self.std == FROM_DATA else self.std
         found = f"mean {_shown(self.mean)} and std {_shown(self.std)}"
         if min(std) <= 0:
@@ -567,7 +568,7 @@ class TrainConfig(Section):
         return self
 
     @model_validator(mode="after")
-    def _statistics_move(self) -> TrainConfig:
+    def _batch_norm_statistics(self) -> TrainConfig:
         if self.freeze_bn_statistics and self.bn_statistics_steps:
             raise ValueError("freeze_bn_statistics and bn_statistics_steps exclude each other: leave one of them out")
         if self.early_stop and self.bn_statistics_steps:

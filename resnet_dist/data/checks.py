@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +11,12 @@ from data_prep.beton.contents import find_overlap, read_contents
 from data_prep.beton.digest import parse_digest
 from data_prep.beton.manifest import Manifest
 from data_prep.pixels import PictureSettings
+from data_prep.shown import few
 from resnet_dist.config.loading import recipe_from_tree
 from resnet_dist.config.recipe import FROM_DATA, Recipe
 from resnet_dist.errors import UserError
 
 NO_CLASS_NAMES = "keeps no class names (an earlier version wrote it), so they are not compared with the data's"
-_SHOWN = 3
 """Classes named in a message."""
 
 
@@ -65,7 +65,7 @@ def require_same_classes(train: Manifest, val: Manifest, folder: str) -> None:
     if differ is None:
         return
     lacks = [
-        f"{beton} has no {_some([name for name in names if name not in set(others)])}; "
+        f"{beton} has no {few(repr(name) for name in names if name not in set(others))}; "
         for beton, names, others in (
             ("val.beton", train.class_names, val.class_names),
             ("train.beton", val.class_names, train.class_names),
@@ -151,7 +151,7 @@ def _conversions(settings: Mapping[str, Any]) -> list[Mapping[str, Any]]:
 def empty_classes(manifest: Manifest, beton: str) -> str | None:
     """A warning that names the classes without images; None if every class has some."""
     empty = [name for name, count in zip(manifest.class_names, manifest.class_counts, strict=True) if not count]
-    return f"{beton}: has no images of {_some(empty)}" if empty else None
+    return f"{beton}: has no images of {few(map(repr, empty))}" if empty else None
 
 
 LOPSIDED = 10
@@ -182,11 +182,6 @@ def with_class_weights(recipe: Recipe, train: Manifest) -> Recipe:
     weights = tuple(float(f"{mean_count / n:.6g}") if n else 1.0 for n in counts)
     loss = loss.model_copy(update={"class_weights": weights})
     return recipe.model_copy(update={"train": recipe.train.model_copy(update={"loss": loss})})
-
-
-def _some(names: Sequence[str]) -> str:
-    shown = ", ".join(repr(name) for name in names[:_SHOWN])
-    return shown + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")
 
 
 MAX_SHARE = 0.01

@@ -14,6 +14,7 @@ from math import fsum
 import numpy as np
 from numpy.typing import NDArray
 
+from data_prep.shown import few
 from resnet_dist.config.recipe import BalancedSampling, Sampling, steps_per_epoch
 from resnet_dist.data.keyed_random import Stream, sample_keys, uniform
 from resnet_dist.errors import UserError
@@ -143,8 +144,7 @@ def sampling_weights(sampling: Sampling, class_names: Sequence[str], class_count
         for name in sampling.weights:
             if name not in class_names:
                 near = difflib.get_close_matches(name, class_names, n=1)
-                hint = f"did you mean {near[0]!r}?" if near else f"it has {', '.join(map(repr, class_names[:5]))}"
-                hint += ", ..." if not near and len(class_names) > 5 else ""
+                hint = f"did you mean {near[0]!r}?" if near else f"it has {few(map(repr, class_names), most=5)}"
                 raise UserError(f"data.sampling.weights: the training set has no class {name!r}; {hint}")
         weights = [sampling.weights.get(name, 1.0) * n for name, n in zip(class_names, class_counts, strict=True)]
     total = fsum(weights)

@@ -27,6 +27,7 @@ from torch.multiprocessing.spawn import ProcessExitedException, ProcessRaisedExc
 
 from data_prep.beton.files import make_folder, read_small, write_text_atomically
 from data_prep.beton.manifest import Manifest, load_manifest
+from data_prep.shown import few
 from data_prep.strict_json import parse
 from resnet_dist.config.loading import flatten
 from resnet_dist.config.recipe import CenterCrop
@@ -43,7 +44,7 @@ from resnet_dist.data.decoder import eval_images
 from resnet_dist.data.loader import BetonLoader
 from resnet_dist.data.order import eval_batch_size
 from resnet_dist.errors import Fault, UserError
-from resnet_dist.evaluation.predictions import PredictionFile, Wanted, part_path, row_type, write_wanted
+from resnet_dist.evaluation.predictions import PredictionFile, PredictionOutputs, part_path, row_type, write_predictions
 from resnet_dist.evaluation.protocols import (
     AveragedClassifier,
     EnsembleMember,
@@ -52,7 +53,7 @@ from resnet_dist.evaluation.protocols import (
     View,
     make_fully_convolutional,
 )
-from resnet_dist.evaluation.published import Comparison, as_dict, compare, require_imagenet_order
+from resnet_dist.evaluation.published import Comparison, compare, require_imagenet_order
 from resnet_dist.evaluation.report import as_csv, as_json, class_lines, draw_calibration, draw_classes
 from resnet_dist.evaluation.views import ViewBatch, ViewLoader
 from resnet_dist.gpus.device import device_of
@@ -178,7 +179,7 @@ def evaluate(
     recipe: str | Path | None = None,
     overrides: Sequence[str] = (),
     weights: str | Path | None = None,
-    wanted: Wanted | None = None,
+    outputs: PredictionOutputs | None = None,
 ) -> Evaluated:
     """Evaluates a model, or the average of several, on every sample of a beton once.
 
@@ -190,7 +191,7 @@ def evaluate(
         gpus_per_worker: 1: worker k computes on GPU k. A GPU's sums may differ from the CPU's in the last bits.
         ignore_class_names: class k of the data is class k of every model, whatever their names.
         recipe, overrides, weights: as `load_model` takes them, for a file of weights and for published weights.
-        wanted: files to make of the predictions. They do not depend on the number of workers either.
+        outputs: files to make of the predictions. They do not depend on the number of workers either.
 
     Raises UserError if there is no such model, the beton is missing or of other classes, or the protocol does not fit;
     Fault if a GPU cannot be used.
@@ -206,8 +207,7 @@ def evaluate(
     warnings = [mixed_pictures(manifest, str(beton))]
     for trained in models:
         if trained.unexpected:
-            first, more = trained.unexpected[0], len(trained.unexpected) - 1
-            warnings.append(f"{trained.name}: the net has no use for its {first}{f' and {more} more' if more else ''}")
+            warnings.append(f"{trained.name}: the net has no place for its {few(trained.unexpected)}")
         if trained.published is not None:
             require_classes(trained.recipe, manifest, beton)
             warnings.append(None if ignore_class_names else require_imagenet_order(manifest, beton, trained.published))
@@ -229,15 +229,15 @@ def evaluate(
     reference = models[0].recipe
     with ExitStack() as stack:
         job = EvaluationJob(models, protocol, beton, num_threads, gpus_per_worker)
-        if wanted is not None:
+        if outputs is not None:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="resnet-dist-predictions-")))
-            job = replace(job, predictions=folder, keeps_all=wanted.keeps_all(reference.model.num_classes))
+            job = replace(job, predictions=folder, keeps_all=outputs.keeps_all(reference.model.num_classes))
         result, seconds = on_local_workers(partial(_evaluate_share, job), num_workers)
-        if wanted is not None:
+        if outputs is not None:
             # Whole images have no crop: then the recipe's.
             crop = reference.data.eval if protocol.fully_convolutional else protocol.crop(reference.data.eval)
             images, num_classes = eval_images(reference, crop), reference.model.num_classes
-            warnings.append(write_wanted(wanted, folder, num_workers, beton, num_classes, images, num_threads))
+            warnings.append(write_predictions(outputs, folder, num_workers, beton, num_classes, images, num_threads))
     shown = list(dict.fromkeys(warning for warning in warnings if warning is not None))
     if result.num_not_finite:
         shown.append(
@@ -358,7 +358,7 @@ def facts_of(evaluated: Evaluated) -> dict[str, Any]:
         "data": str(job.beton),
         "data_digest": manifest.digest,
         "num_samples": manifest.num_samples,
-        **({"published": as_dict(comparison)} if (comparison := evaluated.comparison) else {}),
+        **({"published": comparison.as_dict()} if (comparison := evaluated.comparison) else {}),
     }
 
 

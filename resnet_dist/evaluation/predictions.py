@@ -24,15 +24,15 @@ from resnet_dist.errors import UserError
 from resnet_dist.evaluation.sheets import Ink, Tile, draw_sheet, require_picture_name
 
 FEW_CLASSES = 20
-"""Up to so many classes a table has the probabilities of all."""
+"""A table has the probabilities of all classes if they are no more than this."""
 NUM_TOP = 5
 NUM_WORST = 40
 _ROWS = 4096
 
 
 @dataclass(frozen=True)
-class Wanted:
-    """What is made of the predictions. UserError for names of other kinds of files and options that do not fit."""
+class PredictionOutputs:
+    """The files to write. UserError for names of other kinds of files and options that do not fit."""
 
     table: Path | None = None
     """`.parquet` or `.csv`."""
@@ -90,8 +90,14 @@ def part_path(folder: Path, rank: int) -> Path:
     return folder / f"{rank:05d}.rows"
 
 
-def write_wanted(
-    wanted: Wanted, parts: Path, num_parts: int, beton: Path, num_classes: int, images: ImageSettings, num_threads: int
+def write_predictions(
+    outputs: PredictionOutputs,
+    parts: Path,
+    num_parts: int,
+    beton: Path,
+    num_classes: int,
+    images: ImageSettings,
+    num_threads: int,
 ) -> str | None:
     """Writes the table and the sheet from the files of all workers: worker k has the k-th share of the samples.
 
@@ -102,13 +108,13 @@ def write_wanted(
     Returns a line about source paths that are not known.
     """
     samples = Samples(beton)
-    row = row_type(num_classes, keeps_all=wanted.keeps_all(num_classes))
+    row = row_type(num_classes, keeps_all=outputs.keeps_all(num_classes))
     files = [part_path(parts, rank) for rank in range(num_parts)]
-    if wanted.table is not None:
-        write_table(wanted.table, _columns(samples, files, row, num_classes))
-    if wanted.worst is not None:
-        _draw_worst(wanted.worst, samples, files, row, images, num_threads)
-    return samples.why_no_paths if wanted.table is not None else None
+    if outputs.table is not None:
+        write_table(outputs.table, _columns(samples, files, row, num_classes))
+    if outputs.worst is not None:
+        _draw_worst(outputs.worst, samples, files, row, images, num_threads)
+    return samples.why_no_paths if outputs.table is not None else None
 
 
 def _rows(files: list[Path], row: np.dtype[np.void]) -> Iterator[NDArray[np.void]]:

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -48,6 +48,15 @@ class Comparison:
             f"published top-1 {self.top1:.2f} %  top-5 {self.top5:.2f} %; measured {self.difference_top1:+.2f} and "
             f"{self.difference_top5:+.2f}: {how[self.verdict]}"
         )
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON; numbers to four digits."""
+        numbers = ("top1", "top5", "difference_top1", "difference_top5")
+        return {
+            **{key: round(getattr(self, key), 4) for key in numbers},
+            "verdict": self.verdict,
+            "reasons": list(self.reasons),
+        }
 
 
 def compare(
@@ -151,12 +160,3 @@ def require_imagenet_order(manifest: Manifest, beton: Path, known: Published) ->
 def _words(name: str) -> str:
     """The first synonym."""
     return name.split(",")[0].strip().lower().replace("_", " ")
-
-
-def as_dict(comparison: Comparison) -> dict[str, Any]:
-    numbers: Sequence[str] = ("top1", "top5", "difference_top1", "difference_top5")
-    return {
-        **{key: round(getattr(comparison, key), 4) for key in numbers},
-        "verdict": comparison.verdict,
-        "reasons": list(comparison.reasons),
-    }

@@ -17,12 +17,14 @@ from typing import Any
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from data_prep.shown import few
 from resnet_dist.launch.ray_internals import NO_RESERVATION, Reservation, leaving_nodes
 
 _LOOK_EVERY_S = 1.0
 _MOST_ASKS_PER_S = 100
 """Of all workers together; a call takes 0.5 ms of CPU time on the driver's node (`resnet-dist bench control`)."""
 _MOST_NAMED = 4
+"""Nodes or workers in a warning: a line must not grow with the cluster."""
 _MOST_WARNINGS = 16
 """So many different warnings of a worker group's ranks are shown."""
 
@@ -109,7 +111,8 @@ class RunControl:
             leaving = sorted({address for address, node in self._nodes.values() if node in announced})
             if leaving:
                 self._stop = True
-                self.warn(f"node {_few(leaving)} is about to leave: the workers save and resume without it")
+                nodes = few(leaving, most=_MOST_NAMED)
+                self.warn(f"node {nodes} is about to leave: the workers save and resume without it")
         return self._stop
 
     def workers_started(self, world_size: int, reservation: Reservation) -> None:
@@ -154,7 +157,7 @@ class RunControl:
         curves = f"worker/{slowest_first[0]}/step_s, data_wait_s and all_reduce_wait_s"
         if not all_have_curves:
             curves = "workers/slowest/* and workers/step_s/*"
-        self.warn(f"slower than the other workers for a while: {_few(named)}; see {curves} in MLflow")
+        self.warn(f"slower than the other workers for a while: {few(named, most=_MOST_NAMED)}; see {curves} in MLflow")
 
     def warn(self, warning: str) -> None:
         self.log(f"warning: {warning}")
@@ -186,12 +189,6 @@ class RunControl:
         if self.has_begun():
             return
         self._status = replace(self._status, mistake=self._status.mistake or what)
-
-
-def _few(names: Sequence[str]) -> str:
-    """The first of them, and how many more there are: a line must not grow with the cluster."""
-    more = len(names) - _MOST_NAMED
-    return ", ".join(names[:_MOST_NAMED]) + (f" and {more} more" if more > 0 else "")
 
 
 def start_control() -> Any:

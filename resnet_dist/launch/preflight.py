@@ -200,7 +200,10 @@ def frozen_at_random(recipe: Recipe) -> str | None:
     ]
     if not keys or recipe.model.init is not None or recipe.fork is not None:
         return None
-    return f"{' and '.join(keys)}: without model.init random first weights and statistics are kept as they are"
+    return (
+        f"{' and '.join(keys)}: without model.init, random weights and statistics stay as they are; set model.init, or "
+        "train everything"
+    )
 
 
 def require_trainable(prepared: Prepared) -> None:
@@ -279,9 +282,9 @@ def describe_run(recipe: Recipe, profile: Profile, name: str) -> str:
     return redacted(f"# recipe\n{to_yaml(prepared.recipe)}\n# profile\n{to_yaml(profile)}\n# run\n{run}")
 
 
-def _shown(recipe: Recipe, prepared: Prepared) -> str:
-    """How often an epoch shows an image. A step has a full global batch, so without sampling each epoch leaves out the
-    rest, which differs from epoch to epoch."""
+def _times_shown(recipe: Recipe, prepared: Prepared) -> str:
+    """How often an epoch shows an image, as the end of a line. A step has a full global batch, so without sampling each
+    epoch leaves out the rest, which differs from epoch to epoch."""
     data, sampling = prepared.train, recipe.data.sampling
     if sampling is not None:
         weights = sampling_weights(sampling, data.class_names, data.class_counts)
@@ -329,7 +332,7 @@ def _run(recipe: Recipe, profile: Profile, name: str, prepared: Prepared) -> str
         "read from": f"each node's own copy under {profile.cache}" if profile.cache else "the paths above",
         "data digest": prepared.identity.data_digest,
         **({"start": prepared.start.lines[0]} if prepared.start and prepared.start.lines else {}),
-        "steps per epoch": f"{plan.steps_per_epoch:,}{_shown(recipe, prepared)}",
+        "steps per epoch": f"{plan.steps_per_epoch:,}{_times_shown(recipe, prepared)}",
         "steps in all": _steps(plan),
         "MLflow": f"experiment {profile.experiment} at {profile.tracking_uri}",
     }

@@ -7,7 +7,7 @@ workers find it; then the run no longer needs the original.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from data_prep.shown import few
 from resnet_dist.config.profile import Profile
 from resnet_dist.config.recipe import ForkConfig, InitConfig, Recipe, recipe_changes
 from resnet_dist.errors import Fault, UserError
@@ -45,7 +46,8 @@ from resnet_dist.training.model import Precision, build_classifier
 from resnet_dist.weights.keys import head_of, match_keys
 from resnet_dist.weights.source import Weights, read_weights
 
-_MOST_SHOWN = 4
+_SHOWN = 4
+"""Tensors or keys in a message."""
 _EPOCH = re.compile(r"(.+)@(\d+)")
 _FIXED = (
     "model",
@@ -139,13 +141,14 @@ def _resolve_init(
         raise UserError(
             f"model.init.head: keep, but {weights.name} has a classifier for another number of classes; set head: new"
         )
-    place = init.weights
-    if not is_url(place) and Path(place).expanduser().exists():
-        place = str(Path(place).expanduser().absolute())
-    pinned = init.model_copy(update={"digest": weights.digest, "weights": place, "head": head})
+    location = init.weights
+    if not is_url(location) and Path(location).expanduser().exists():
+        location = str(Path(location).expanduser().absolute())
+    pinned = init.model_copy(update={"digest": weights.digest, "weights": location, "head": head})
     lines = [f"starts from {weights.name}, {'with a new head' if head == 'new' else 'its head too'}"]
     if matched.unexpected:
-        lines.append(f"warning: {weights.name} has {_listed(matched.unexpected)}, which the net has no place for")
+        unused = few(matched.unexpected, most=_SHOWN)
+        lines.append(f"warning: {weights.name} has {unused}, which the net has no place for")
     return _with_init(recipe, pinned), Start(tuple(lines), _init_tags(pinned))
 
 
@@ -153,13 +156,10 @@ def _initial_net(recipe: Recipe, init: InitConfig, weights: Weights) -> nn.Modul
     """The recipe's net with the weights, and the classifier that the seed gives where `head` is new."""
     net = build_classifier(recipe).to(Precision(recipe.train.precision).weights).net
     found = match_keys(weights.state, net, weights.name).state
-    kept = {name: value for name, value in found.items() if init.head == "keep" or not _is_of(head_of(net), name)}
+    head = f"{head_of(net)}."
+    kept = {name: value for name, value in found.items() if init.head == "keep" or not name.startswith(head)}
     net.load_state_dict({**net.state_dict(), **kept})
     return net
-
-
-def _is_of(module: str, name: str) -> bool:
-    return name.startswith(f"{module}.")
 
 
 def _with_init(recipe: Recipe, init: InitConfig | None) -> Recipe:
@@ -178,7 +178,7 @@ def _resolve_fork(
 ) -> tuple[Recipe, Start]:
     fork = recipe.fork
     assert fork is not None
-    location, _ = _place(fork, profile)
+    location, _ = _locate(fork, profile)
     if recorded is not None and fork.digest is None and split(recorded.checkpoint)[0] == location:
         fork = recorded.model_copy(update={"schedule": fork.schedule})  # the parent may have newer ones since
     try:
@@ -194,7 +194,7 @@ def _resolve_fork(
     pinned = {"checkpoint": location, "digest": metadata.files[STATE], "step": metadata.step}
     parent_run = recorded_run(open_storage(split(location)[0]), profile.tracking_uri)
     tags = {"fork.checkpoint": location} | ({"fork.run_id": parent_run.run_id} if parent_run else {})
-    line = f"continues {location} (step {metadata.step}) with {_listed(changes) or 'the same recipe'}"
+    line = f"continues {location} (step {metadata.step}) with {few(changes, most=_SHOWN) or 'the same recipe'}"
     return recipe.model_copy(update={"fork": fork.model_copy(update=pinned)}), Start((line,), tags)
 
 
@@ -207,14 +207,14 @@ def _require_forkable(recipe: Recipe, data_digest: str, parent: CheckpointMetada
         fixed.append(f"data {parent.identity.data_digest} -> {data_digest}")
     if fixed:
         raise UserError(
-            f"fork: {_listed(fixed)}: a fork keeps these of its parent; to begin anew from its weights, set "
-            f"model.init.weights={location} instead"
+            f"fork: {few(fixed, most=_SHOWN)}: a fork keeps these of its parent; to start from its weights instead, "
+            f"set model.init.weights={location}"
         )
     return changes
 
 
-def _place(fork: ForkConfig, profile: Profile) -> tuple[str, int | None]:
-    """Path or URL of the run or checkpoint, and the epoch that is asked for."""
+def _locate(fork: ForkConfig, profile: Profile) -> tuple[str, int | None]:
+    """Path or URL of the run or checkpoint, and the epoch after `@`."""
     match = _EPOCH.fullmatch(fork.checkpoint)
     text, epoch = (match[1], int(match[2])) if match else (fork.checkpoint, None)
     if not is_url(text) and not Path(text).expanduser().exists():
@@ -225,7 +225,7 @@ def _place(fork: ForkConfig, profile: Profile) -> tuple[str, int | None]:
 @contextmanager
 def _parent(fork: ForkConfig, profile: Profile) -> Iterator[tuple[str, StoredCheckpoint]]:
     """The checkpoint that a fork continues, verified, and where it is. Raises UserError if there is none, Fault."""
-    location, epoch = _place(fork, profile)
+    location, epoch = _locate(fork, profile)
     run, name = split(location)
     if step_of(name) is None:
         run, name = location, ""
@@ -258,11 +258,6 @@ def _epoch_of(checkpoint: str) -> int:
 def _require_digest(key: str, name: str, found: str, expected: str | None) -> None:
     if expected not in (None, found):
         raise UserError(
-            f"{key}: {name} has digest {found}, the recipe says {expected}: it changed; bring the right one, or set "
+            f"{key}: {name} has digest {found}, the recipe says {expected}: it changed; give the right one, or set "
             f"{key.rpartition('.')[0]}.digest to null under a new --name"
         )
-
-
-def _listed(items: Iterable[str]) -> str:
-    items = list(items)
-    return ", ".join(items[:_MOST_SHOWN]) + (f" and {len(items) - _MOST_SHOWN} more" if items[_MOST_SHOWN:] else "")

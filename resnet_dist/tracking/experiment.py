@@ -7,11 +7,11 @@ import json
 import re
 import time
 import zlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from data_prep.shown import shown
+from data_prep.shown import few
 from resnet_dist.errors import UserError
 from resnet_dist.tracking.connection import mlflow_client, sqlite_file
 from resnet_dist.tracking.sqlite_store import ARTIFACTS
@@ -109,15 +109,10 @@ def list_runs(tracking_uri: str, experiment: str | None = None) -> list[RunRow]:
         names = {found.experiment_id: found.name for found in client.search_experiments()}
         wanted = [key for key, name in names.items() if experiment in (None, name)]
         if not wanted:
-            raise UserError(f"--experiment {experiment}: no such experiment; there are {_enumerated(names.values())}")
+            listed = few(sorted(names.values()), most=_MAX_NAMED)
+            raise UserError(f"--experiment {experiment}: no such experiment; there are {listed}")
         order = ["attributes.start_time DESC"]
         return [_row(run, names) for run in client.search_runs(wanted, order_by=order, max_results=_MAX_RUNS)]
-
-
-def _enumerated(names: Iterable[str]) -> str:
-    ordered = sorted(map(shown, names))
-    more = f" and {len(ordered) - _MAX_NAMED} more" if len(ordered) > _MAX_NAMED else ""
-    return f"{', '.join(ordered[:_MAX_NAMED])}{more}"
 
 
 def metric_history(tracking_uri: str, run_id: str, key: str) -> list[tuple[int, float]]:

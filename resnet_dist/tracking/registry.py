@@ -31,11 +31,9 @@ CANDIDATE, CHAMPION = "candidate", "champion"
 _DIGEST_TAG, _MODEL_TAG, _CLASSES_TAG = "evaluated_on", "model_id", "classes"
 _VALUE_TAGS = {"top1": "val_top1", "balanced_top1": "val_balanced_top1", "loss": "val_loss"}
 """By what models were judged, and the tag with the value."""
+_IN_WORDS = {"top1": "top-1", "balanced_top1": "balanced top-1"}
 _RIVALRY_MS = 600_000
 """Versions registered within this time of each other may have been registered concurrently."""
-
-
-_SHOWN = {"top1": "top-1", "balanced_top1": "balanced top-1"}
 
 
 @dataclass(frozen=True)
@@ -55,8 +53,8 @@ class Score:
         return -self.value if self.by == "loss" else self.value
 
     @property
-    def shown(self) -> str:
-        return f"loss {self.value:.4f}" if self.by == "loss" else f"{self.value:.2f} % {_SHOWN[self.by]}"
+    def in_words(self) -> str:
+        return f"loss {self.value:.4f}" if self.by == "loss" else f"{self.value:.2f} % {_IN_WORDS[self.by]}"
 
 
 @dataclass(frozen=True)
@@ -199,7 +197,7 @@ def _create_version(
         source,
         run_id=handle.run_id,
         tags={**tags, **own_tags},
-        description=f"{score.shown} on the validation data {score.data_digest}; from the run {run_name}.",
+        description=f"{score.in_words} on the validation data {score.data_digest}; from the run {run_name}.",
         model_id=model_id,
         await_creation_for=None,
     )

@@ -266,9 +266,9 @@ class Trainer:
         """Evaluates the net; if logits or loss are not finite, the evaluation counts as not done."""
         state, recipe, ctx = self.state, self.recipe, self.ctx
         is_last, early = state.step == self.plan.last_step, recipe.train.early_stop
-        may_be_last = is_last or (
-            early and state.early_stop and state.early_stop.num_without_best + 1 >= early.patience
-        )
+        may_be_last = is_last
+        if early is not None and state.early_stop is not None:
+            may_be_last |= state.early_stop.num_without_best + 1 >= early.patience
         share_state(state.evaluated_net, only_buffers=True)  # only rank 0 updates batch norm's running statistics
         if is_last and recipe.train.bn_statistics_steps:
             # Over images of the epoch after the last one, augmented but not mixed
@@ -291,7 +291,7 @@ class Trainer:
             device=ctx.device,
             precision=self.precision,
             num_classes=recipe.model.num_classes,
-            confusion=bool(may_be_last),
+            confusion=may_be_last,
         )
         if not evaluation.is_finite:
             # Not reported, because it is done again: after the steps that caused it were left out, or when the run is

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from data_prep.shown import few
 from resnet_dist.errors import UserError
 from resnet_dist.models.registry import LAYERS_PER_BLOCK, LAYOUTS
 from resnet_dist.models.resnet import BasicBlock, ZeroPadShortcut
@@ -192,13 +193,8 @@ def _mismatch(
             theirs = names[name]
             return f"its {theirs} is {list(given[theirs])}, the net's {name} is {list(shapes[name])}"
     if lacking:
-        return f"has no {_some(lacking)} of the net"
-    return f"has {_some(extra)}, for which the net has no place"
-
-
-def _some(names: list[str]) -> str:
-    more = len(names) - _SHOWN
-    return ", ".join(names[:_SHOWN]) + (f" and {more} more" if more > 0 else "")
+        return f"has no {few(lacking, most=_SHOWN)} of the net"
+    return f"has {few(extra, most=_SHOWN)}, for which the net has no place"
 
 
 def _likely(given: Mapping[str, tuple[int, ...]]) -> str:

@@ -38,11 +38,11 @@ def library_net(model: Mapping[str, Any], keys: Keys | None) -> LibraryNet:
     library does not.
     """
     for library in (keys,) if keys else ("torchvision", "timm", "own"):
-        found = {"torchvision": _torchvisions, "timm": _timms, "own": _own}[library](model)
+        found = {"torchvision": _in_torchvision, "timm": _in_timm, "own": _own}[library](model)
         if found is not None:
             return found
     raise UserError(
-        f"--keys {keys}: {keys} has no net with the structure of model.name: {model['name']} and its options; take "
+        f"--keys {keys}: {keys} has no net with the structure of model.name: {model['name']} and its options; use "
         "--keys own, or leave it out"
     )
 
@@ -54,7 +54,7 @@ def _own(model: Mapping[str, Any]) -> LibraryNet:
     return LibraryNet("own", call, partial(build_model, **model))
 
 
-def _torchvisions(model: Mapping[str, Any]) -> LibraryNet | None:
+def _in_torchvision(model: Mapping[str, Any]) -> LibraryNet | None:
     import torchvision.models  # here, because it takes seconds
 
     wanted, num_classes = _structure(model), model["num_classes"]
@@ -68,7 +68,7 @@ def _torchvisions(model: Mapping[str, Any]) -> LibraryNet | None:
     return None
 
 
-def _timms(model: Mapping[str, Any]) -> LibraryNet | None:
+def _in_timm(model: Mapping[str, Any]) -> LibraryNet | None:
     import timm
 
     wanted, num_classes, depth = _structure(model), model["num_classes"], _depth(model["name"])

@@ -20,6 +20,7 @@ import torch
 from torch import nn
 
 from data_prep.beton.files import temporary_beside
+from data_prep.shown import few
 from resnet_dist.errors import UserError
 from resnet_dist.models.registry import BASELINES, LAYERS_PER_BLOCK, LAYOUTS, MODEL_NAMES, build_model
 from resnet_dist.models.resnet import NetOptions, ResNet
@@ -29,6 +30,7 @@ _TIMEOUT_S = 10.0
 """Longest wait for an answer of a server."""
 _HUB_FILES = ("model.safetensors", "pytorch_model.bin")
 _SHOWN = 12
+"""Names in a message."""
 
 
 @dataclass(frozen=True)
@@ -145,10 +147,10 @@ def _timm_config(source: str, name: str) -> Any:
         known = timm.list_models(f"{net}.*", pretrained=True)
         if not known:
             raise UserError(
-                f"{source}: timm has no weights of a net '{net}'; timm.list_models('*resne*', pretrained=True) has some"
+                f"{source}: timm has no weights of a net '{net}'; timm.list_models('*resne*', pretrained=True) lists "
+                "those of ResNets"
             )
-        more = len(known) - _SHOWN
-        listed = ", ".join(f"timm:{other}" for other in known[:_SHOWN]) + (f" and {more} more" if more > 0 else "")
+        listed = few((f"timm:{other}" for other in known), most=_SHOWN)
         raise UserError(f"{source}: timm has no such weights of {net}; take one of {listed}")
     return config
 

@@ -19,7 +19,7 @@ from resnet_dist.data.loader import BetonLoader
 from resnet_dist.errors import UserError
 from resnet_dist.evaluation import evaluate as evaluation
 from resnet_dist.evaluation import predictions
-from resnet_dist.evaluation.predictions import PredictionFile, Wanted, part_path, row_type, write_wanted
+from resnet_dist.evaluation.predictions import PredictionFile, PredictionOutputs, part_path, row_type, write_predictions
 from resnet_dist.training.model import build_classifier
 from resnet_dist.weights.source import TrainedModel
 
@@ -57,7 +57,7 @@ def test_each_sample_has_its_prediction(
     monkeypatch.setattr(predictions, "FEW_CLASSES", few)
     monkeypatch.setattr(predictions, "NUM_TOP", 2)
     table, sheet = tmp_path / "a.parquet", tmp_path / "worst.png"
-    found = evaluation.evaluate("test", pictures.beton, wanted=Wanted(table, worst=sheet))
+    found = evaluation.evaluate("test", pictures.beton, outputs=PredictionOutputs(table, worst=sheet))
     rows = parquet.read_table(table).to_pylist()
     logits = logits_of(model, pictures.beton)
     labels = torch.tensor([0, 0, 0, 1, 1, 2, 2])
@@ -83,7 +83,7 @@ def test_a_csv_has_the_same_and_all_probabilities_on_request(
     model: TrainedModel, pictures: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(predictions, "FEW_CLASSES", 2)
-    evaluation.evaluate("test", pictures.beton, wanted=Wanted(tmp_path / "a.csv", all_probabilities=True))
+    evaluation.evaluate("test", pictures.beton, outputs=PredictionOutputs(tmp_path / "a.csv", all_probabilities=True))
     with (tmp_path / "a.csv").open() as file:
         rows = list(csv.DictReader(file))
     probabilities = logits_of(model, pictures.beton).softmax(dim=1)
@@ -96,7 +96,7 @@ def test_the_worst_are_those_of_the_highest_losses(
     drawn: list[Any] = []
     monkeypatch.setattr(predictions, "draw_sheet", lambda path, tiles, title: drawn.extend(tiles))
     monkeypatch.setattr(predictions, "NUM_WORST", 3)
-    evaluation.evaluate("test", pictures.beton, wanted=Wanted(worst=tmp_path / "a.png"))
+    evaluation.evaluate("test", pictures.beton, outputs=PredictionOutputs(worst=tmp_path / "a.png"))
     losses = torch.nn.functional.cross_entropy(
         logits_of(model, pictures.beton), torch.tensor([0, 0, 0, 1, 1, 2, 2]), reduction="none"
     )
@@ -128,8 +128,8 @@ def test_the_table_does_not_depend_on_who_evaluated_which_samples(
         ends = np.cumsum(shares)
         for rank, part in enumerate(np.split(rows, ends[:-1])):
             part_path(tmp_path, rank).write_bytes(part.tobytes())
-        wanted = Wanted(tmp_path / "a.parquet")
-        assert write_wanted(wanted, tmp_path, len(shares), pictures.beton, 3, images, num_threads=1) is None
+        outputs = PredictionOutputs(tmp_path / "a.parquet")
+        assert write_predictions(outputs, tmp_path, len(shares), pictures.beton, 3, images, num_threads=1) is None
         written.append((tmp_path / "a.parquet").read_bytes())
     assert written[0] == written[1] == written[2]
     assert parquet.read_table(tmp_path / "a.parquet")["loss"].to_pylist() == rows["loss"].tolist()
@@ -137,8 +137,8 @@ def test_the_table_does_not_depend_on_who_evaluated_which_samples(
 
 def test_wrong_names_and_options_are_refused_before_anything_is_evaluated() -> None:
     with pytest.raises(UserError, match=r"--predictions a.txt: expected a name that ends in .parquet or .csv"):
-        Wanted(Path("a.txt"))
+        PredictionOutputs(Path("a.txt"))
     with pytest.raises(UserError, match=r"--worst a.jpg: expected a name that ends in .png"):
-        Wanted(worst=Path("a.jpg"))
+        PredictionOutputs(worst=Path("a.jpg"))
     with pytest.raises(UserError, match="--all-probabilities: are for the table"):
-        Wanted(all_probabilities=True, worst=Path("a.png"))
+        PredictionOutputs(all_probabilities=True, worst=Path("a.png"))
