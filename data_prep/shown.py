@@ -1,4 +1,4 @@
-"""Makes untrusted names safe to show: file names, members of archives, columns, class names."""
+"""Words of messages: names made safe to show, since files, members, columns and classes have any; lists and counts."""
 
 from __future__ import annotations
 
@@ -37,3 +37,12 @@ def few(names: Iterable[str], separator: str = ", ", most: int = NUM_LISTED) -> 
     listed = list(names)
     more = f" and {len(listed) - most:,} more" if len(listed) > most else ""
     return separator.join(map(shown, listed[:most])) + more
+
+
+def count_of(count: int, one: str, many: str | None = None) -> str:
+    """A number and its noun; `many`: the plural, if it is not `one` with an s.
+
+    >>> count_of(1, "file"), count_of(1200, "class", "classes")
+    ('1 file', '1,200 classes')
+    """
+    return f"{count:,} {one if count == 1 else many or one + 's'}"

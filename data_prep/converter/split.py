@@ -30,9 +30,8 @@ from data_prep.converter.settings import BadPolicy, ConvertSettings
 from data_prep.converter.source import open_named
 from data_prep.errors import UserError
 from data_prep.runtime.stop import StopFlag
-from data_prep.shown import few, shown
+from data_prep.shown import count_of, few, shown
 from data_prep.sources.base import NO_OPTIONS, Source, SourceOptions, UnreadableSample, read_sample, select
-from data_prep.sources.file_source import count_of
 from data_prep.sources.files.find import storage_path
 from data_prep.sources.label_file import read_split_file
 from data_prep.sources.splits import SplitRequest, requested_split

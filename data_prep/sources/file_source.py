@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_prep.errors import UserError
-from data_prep.shown import few, shown
+from data_prep.shown import count_of, few, shown
 from data_prep.sources.base import Source, SourceDescription, digest_of, select
 from data_prep.sources.files.listing import FileRanges, PackedStrings
 from data_prep.sources.files.paths import HEAD_BYTES, Ends
@@ -265,7 +265,3 @@ def _unread_note(suffixes: Sequence[str]) -> str:
         return ""
     plugin = ", or install pillow-heif for HEIC" if set(suffixes) & set(HEIC_SUFFIXES) else ""
     return f"{' and '.join(suffixes)} are not read: convert such images to JPEG or PNG first{plugin}"
-
-
-def count_of(count: int, one: str, many: str | None = None) -> str:
-    return f"{count:,} {one if count == 1 else many or one + 's'}"

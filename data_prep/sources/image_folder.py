@@ -15,12 +15,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_prep.errors import UserError
-from data_prep.shown import few, shown
+from data_prep.shown import count_of, few, shown
 from data_prep.sources.base import NO_OPTIONS, SourceOptions
 from data_prep.sources.file_source import (
     FileListing,
     FileSource,
-    count_of,
     is_image_name,
     left_out_notes,
     why_empty,

@@ -16,8 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_prep.errors import UserError
-from data_prep.shown import few, shown
-from data_prep.sources.file_source import count_of
+from data_prep.shown import count_of, few, shown
 from data_prep.sources.files.find import storage_path
 from data_prep.sources.files.paths import StoragePath
 from data_prep.sources.files.table import TableRow, read_lines, read_table

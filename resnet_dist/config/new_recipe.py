@@ -13,7 +13,7 @@ from typing import Any
 
 import yaml
 
-from data_prep.shown import shown
+from data_prep.shown import count_of, few, shown
 from resnet_dist.config.recipe import Channels
 from resnet_dist.errors import UserError
 
@@ -104,7 +104,7 @@ def new_recipe(
     crops = _choose_crops(data, start, for_cifar=for_cifar)
     sampling, class_weights = _choose_weights(data, batch)
     how = "from nothing" if start is None else f"from {shown(start.source)}"
-    classes = _count(len(data.class_counts), "class", "classes")
+    classes = count_of(len(data.class_counts), "class", "classes")
     sections = [
         [
             *_comment(
@@ -115,7 +115,7 @@ def new_recipe(
             "#",
             *_comment(f"Data       {_classes(data)}", hanging=11),
             f"# Hardware   1 to {num_micro_batches} workers ({num_micro_batches} micro-batches a step), CPUs or GPUs",
-            f"# Length     {_count(epochs, 'epoch', 'epochs')} of {_count(steps, 'step', 'steps')}",
+            f"# Length     {count_of(epochs, 'epoch')} of {count_of(steps, 'step')}",
         ],
         ["seed: 0"],
         ["model:", f"  name: {_yaml(net)}", f"  num_classes: {len(data.class_counts)}", *_weights(start)],
@@ -200,7 +200,7 @@ def _why_batch(num_images: int, batch: int, full_batch: int, steps: int, left_ou
         else f"Smaller than the usual {full_batch}, so that an epoch has more steps: a small set needs steps."
     )
     rest = f"; {left_out} left out, different ones each time" if left_out else ""
-    return f"{why} {num_images:,} images: {_count(steps, 'step', 'steps')} an epoch{rest}."
+    return f"{why} {num_images:,} images: {count_of(steps, 'step')} an epoch{rest}."
 
 
 def _choose_epochs(steps: int, *, fine_tuning: bool) -> tuple[int, str]:
@@ -361,17 +361,12 @@ def _net_warnings(data: DataFacts, net: str, start: StartFacts | None, *, for_ci
 
 def _classes(data: DataFacts) -> str:
     named = [f"{shown(name, 40)} {count:,}" for name, count in zip(data.class_names, data.class_counts, strict=True)]
-    more = f" and {len(named) - 10} more" if len(named) > 10 else ""
-    return f"{data.dataset}: {', '.join(named[:10])}{more}"
+    return f"{data.dataset}: {few(named, most=10)}"
 
 
 def _comment(text: str, *, indent: int = 0, hanging: int = 0) -> list[str]:
     prefix = " " * indent + "# "
     return textwrap.wrap(text, 120, initial_indent=prefix, subsequent_indent=prefix + " " * hanging)
-
-
-def _count(number: int, one: str, several: str) -> str:
-    return f"{number:,} {one if number == 1 else several}"
 
 
 def _yaml(value: Any) -> str:

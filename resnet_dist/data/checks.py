@@ -154,8 +154,8 @@ def empty_classes(manifest: Manifest, beton: str) -> str | None:
     return f"{beton}: has no images of {few(map(repr, empty))}" if empty else None
 
 
-LOPSIDED = 10
-"""A data set is lopsided if a class has more than this many times the images of another. ImageNet: 1,300 to 732."""
+WARNED_RATIO = 10
+"""`lopsided` warns if a class has more than this many times the images of another. ImageNet: 1,300 to 732."""
 
 
 def lopsided(recipe: Recipe, train: Manifest, beton: str) -> str | None:
@@ -164,7 +164,7 @@ def lopsided(recipe: Recipe, train: Manifest, beton: str) -> str | None:
         return None
     counts = sorted((n, name) for n, name in zip(train.class_counts, train.class_names, strict=True) if n)
     (least, rare), (most, frequent) = counts[0], counts[-1]
-    if most <= LOPSIDED * least:
+    if most <= WARNED_RATIO * least:
         return None
     return (
         f"{beton}: is lopsided: {most:,} images of {frequent!r}, {least:,} of {rare!r}; consider "
@@ -195,7 +195,7 @@ def check_overlap(train: Manifest, val: Manifest, train_source: str, val_source:
     UserError if there are too many, unless the recipe allows it.
     """
     if train.digest == val.digest:
-        return _told(f"{train_source} and {val_source} are the same data (digest {val.digest})", allow)
+        return _warn_or_refuse(f"{train_source} and {val_source} are the same data (digest {val.digest})", allow)
     contents = [read_contents(source, manifest) for source, manifest in ((train_source, train), (val_source, val))]
     if contents[0] is None or contents[1] is None:
         lacking = train_source if contents[0] is None else val_source
@@ -213,10 +213,10 @@ def check_overlap(train: Manifest, val: Manifest, train_source: str, val_source:
     )
     if found.share <= MAX_SHARE:
         return what
-    return _told(f"{what}; at most {MAX_SHARE:.0%} may be", allow)
+    return _warn_or_refuse(f"{what}; at most {MAX_SHARE:.0%} may be", allow)
 
 
-def _told(what: str, allow: bool) -> str:
+def _warn_or_refuse(what: str, allow: bool) -> str:
     if not allow:
         raise UserError(f"{what}: accuracy there says nothing about new images; {_WAY_OUT}")
     return f"{what}; data.allow_overlap is set: accuracy there says nothing about new images"

@@ -128,8 +128,8 @@ def export_model(
     card = path.with_name(f"{path.name}.json")
     facts["check"] = {"images": len(images), "max_difference": max_difference, "largest_logit": largest}
     write_text_atomically(card, json.dumps(facts, indent=1, ensure_ascii=False) + "\n")
-    told = tuple(warning for warning in warnings if warning is not None)
-    return Exported(path, card, max_difference, largest, library, told)
+    found = tuple(warning for warning in warnings if warning is not None)
+    return Exported(path, card, max_difference, largest, library, warnings=found)
 
 
 def describe(
