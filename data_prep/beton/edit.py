@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from data_prep.beton.class_names import difference
 from data_prep.beton.contents import CONTENT, CONTENTS, read_contents
 from data_prep.beton.digest import CHUNK_BYTES, chunk_digest, digest_bytes
-from data_prep.beton.files import BETON, require_space, temporary_beside, write_bytes_atomically
+from data_prep.beton.files import BETON, cannot_be_written, require_space, temporary_beside, write_bytes_atomically
 from data_prep.beton.layout import STORED_ROW, lay_out
 from data_prep.beton.manifest import Manifest, describe_beton, manifest_path, write_manifest
 from data_prep.beton.paths import PATHS, pack_paths, read_paths
@@ -236,7 +236,7 @@ def copy_samples(
         checked[number].require(start, start + int(reader.sizes[index]))
         return reader.stored(index)
 
-    try:
+    with cannot_be_written(str(output)):
         output.parent.mkdir(parents=True, exist_ok=True)
         temporary = temporary_beside(output)
         require_space(temporary, beton.total_bytes)
@@ -264,8 +264,6 @@ def copy_samples(
         if paths is not None:
             write_bytes_atomically(output.with_suffix(PATHS), paths[0])
         write_manifest(output, manifest)
-    except OSError as error:
-        raise Fault(f"{output}: cannot be written: {error.strerror}; fix that, then run the same command") from None
     return manifest
 
 

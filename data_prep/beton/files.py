@@ -229,3 +229,14 @@ def require_space(path: Path, total_bytes: int) -> None:
             f"{path.parent}: has {free / 1e9:,.2f} GB free, {lacking / 1e9:,.2f} GB are needed; make "
             "room there, then run the same command again"
         )
+
+
+@contextmanager
+def cannot_be_written(where: str) -> Iterator[None]:
+    """Turns an OSError into a Fault."""
+    try:
+        yield
+    except OSError as error:
+        raise Fault(
+            f"{where}: cannot be written: {error.strerror or error}; fix that, then run the same command again"
+        ) from None

@@ -8,8 +8,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
-from data_prep.beton.files import written_atomically
-from data_prep.errors import Fault, UserError
+from data_prep.beton.files import cannot_be_written, written_atomically
+from data_prep.errors import UserError
 
 Columns = Mapping[str, Sequence[Any]]
 """Some rows, by column; the columns are equally long lists of one type."""
@@ -26,7 +26,7 @@ def write_table(path: Path, parts: Iterable[Columns]) -> None:
 
     Raises Fault when it cannot be written.
     """
-    try:
+    with cannot_be_written(str(path)):
         path.parent.mkdir(parents=True, exist_ok=True)
         with written_atomically(path) as file:
             if path.suffix == ".parquet":
@@ -35,8 +35,6 @@ def write_table(path: Path, parts: Iterable[Columns]) -> None:
                 text = io.TextIOWrapper(file, encoding="utf-8", newline="", write_through=True)
                 write_csv(text, parts)
                 text.detach()
-    except OSError as error:
-        raise Fault(f"{path}: cannot be written: {error.strerror or error}") from None
 
 
 def write_csv(stream: TextIO, parts: Iterable[Columns]) -> None:

@@ -12,7 +12,7 @@ import typer
 
 from data_prep.cli.options import AsJson, echo, local_path
 from data_prep.cli.progress import progress_on_stderr
-from data_prep.errors import Fault, UserError
+from data_prep.errors import UserError
 from data_prep.runtime.stop import StopFlag
 
 
@@ -25,7 +25,8 @@ def statistics(
 
     Example: data-prep statistics data/flowers/train.beton
     """
-    from data_prep.beton.manifest import write_manifest
+    from data_prep.beton.files import cannot_be_written
+    from data_prep.beton.manifest import manifest_path, write_manifest
     from data_prep.beton.reader import open_beton
     from data_prep.beton.statistics import measure_all
 
@@ -42,10 +43,8 @@ def statistics(
             found = measure_all(len(reader), reader.stored, on_measured)
             if not found:
                 raise UserError(f"{beton}: none of its images decodes; see `data-prep verify {beton}`")
-            try:
+            with cannot_be_written(str(manifest_path(beton))):
                 write_manifest(beton, replace(reader.manifest, statistics=found))
-            except OSError as error:
-                raise Fault(f"{beton}: its manifest cannot be written: {error.strerror}") from None
     echo(f"{beton}: {describe(found)}")
     if as_json:
         typer.echo(json.dumps({"ok": True, "path": str(beton), **found}))

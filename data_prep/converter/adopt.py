@@ -11,7 +11,7 @@ import numpy as np
 
 from data_prep.beton.contents import CONTENTS, content_of
 from data_prep.beton.digest import CHUNK_BYTES, digest_bytes, digest_file
-from data_prep.beton.files import write_bytes_atomically
+from data_prep.beton.files import cannot_be_written, write_bytes_atomically
 from data_prep.beton.manifest import (
     MANIFEST_SCHEMA_VERSION,
     Manifest,
@@ -19,6 +19,7 @@ from data_prep.beton.manifest import (
     count_classes,
     count_modes,
     find_manifest,
+    manifest_path,
     require_file,
     write_manifest,
 )
@@ -101,11 +102,9 @@ def adopt(
         samples_digest=digest_bytes(contents),
         statistics=measure_all(len(reader), reader.stored),
     )
-    try:
+    with cannot_be_written(str(manifest_path(path))):
         write_bytes_atomically(path.with_suffix(CONTENTS), contents)
         write_manifest(path, manifest)
-    except OSError as error:
-        raise Fault(f"{path}: its manifest cannot be written: {error.strerror}; make room or permit it") from None
     return manifest
 
 

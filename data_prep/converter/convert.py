@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from data_prep.beton.contents import CONTENT, CONTENTS, shared_samples
 from data_prep.beton.digest import combine, digest_bytes
+from data_prep.beton.files import cannot_be_written
 from data_prep.beton.layout import lay_out
 from data_prep.beton.manifest import MANIFEST, Manifest, class_names_problem, describe_beton, require_size
 from data_prep.beton.paths import PATHS, pack_paths
@@ -30,7 +31,6 @@ from data_prep.converter.output import (
     QUARANTINE,
     SALVAGED,
     Output,
-    cannot_be_written,
     open_output,
     read_work_file,
 )

@@ -35,7 +35,7 @@ from data_prep.beton.files import (
 )
 from data_prep.beton.manifest import MAX_MANIFEST_BYTES
 from data_prep.beton.ranges import FileRange, Payload, Written, read_digests
-from data_prep.errors import Fault, UserError
+from data_prep.errors import UserError
 from data_prep.sources.files.paths import IS_URL
 
 BAD_SAMPLES, QUARANTINE, SALVAGED = ".bad-samples.tsv", ".quarantine.tsv", ".salvaged.tsv"
@@ -159,17 +159,6 @@ def read_work_file(output: Output, name: str) -> bytes | None:
             reader.close()
     except FileNotFoundError:
         return None
-
-
-@contextmanager
-def cannot_be_written(where: str) -> Iterator[None]:
-    """Turns an OSError into a Fault."""
-    try:
-        yield
-    except OSError as error:
-        raise Fault(
-            f"{where}: cannot be written: {error.strerror or error}; fix that, then run the same command again"
-        ) from None
 
 
 @dataclass(frozen=True)

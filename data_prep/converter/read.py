@@ -10,6 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from data_prep.beton.contents import content_of
+from data_prep.beton.files import cannot_be_written
 from data_prep.beton.statistics import is_measured
 from data_prep.converter.encode import (
     LeftInSource,
@@ -18,7 +19,7 @@ from data_prep.converter.encode import (
     ends_may_do,
     leave_in_source,
 )
-from data_prep.converter.output import cannot_be_written, read_work_file
+from data_prep.converter.output import read_work_file
 from data_prep.converter.picture import BadSample
 from data_prep.converter.plan import BadSampleReport, Job, PartWriter, WorkUnit, part_name, whole_note
 from data_prep.errors import UserError

@@ -17,9 +17,10 @@ from numpy.typing import NDArray
 
 from data_prep.beton.contents import CONTENT, content_of
 from data_prep.beton.digest import ALGORITHM, CHUNK_BYTES, is_hex_digest, sample_digest
+from data_prep.beton.files import cannot_be_written
 from data_prep.beton.layout import BetonLayout, pack, pages_start
 from data_prep.beton.ranges import FileRange, Written, cut, cut_images, num_ranges
-from data_prep.converter.output import Output, WorkReader, cannot_be_written, read_work_file
+from data_prep.converter.output import Output, WorkReader, read_work_file
 from data_prep.converter.plan import ENDS_IN_SOURCE, IN_SOURCE, UNIT_SAMPLES, Job, UnitPart, part_name, whole_note
 from data_prep.errors import Fault
 from data_prep.sources.base import digest_of

@@ -13,9 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from data_prep.beton.files import written_atomically
+from data_prep.beton.files import cannot_be_written, written_atomically
 from data_prep.shown import shown
-from resnet_dist.errors import Fault, UserError
+from resnet_dist.errors import UserError
 
 Ink = Literal["strong", "faint", "right", "wrong"]
 _INKS: dict[Ink, str] = {"strong": "#111111", "faint": "#707070", "right": "#1a7a2e", "wrong": "#c62828"}
@@ -57,12 +57,10 @@ def draw_sheet(path: Path, tiles: Sequence[Tile], title: str) -> None:
         sheet.paste(_scaled(Image.fromarray(tile.pixels), shown_px), (x, y))
         for k, (text, ink) in enumerate(tile.lines):
             draw.text((x, y + shown_px + 2 + k * _LINE), _fitting(text, shown_px, font), _INKS[ink], font)
-    try:
+    with cannot_be_written(str(path)):
         path.parent.mkdir(parents=True, exist_ok=True)
         with written_atomically(path) as file:
             sheet.save(file, "PNG")
-    except OSError as error:
-        raise Fault(f"{path}: cannot be written: {error.strerror or error}") from None
 
 
 def _scaled(picture: Image.Image, side: int) -> Image.Image:

@@ -108,7 +108,8 @@ class Prepared:
 
 
 def prepare(recipe: Recipe, profile: Profile, name: str) -> Prepared:
-    """Checks everything that needs no cluster; touches no GPU and starts nothing. Raises UserError."""
+    """Resolves the recipe (`from_data` and `balanced` become numbers, what it starts from a digest) and checks
+    everything that needs no cluster; touches no GPU and starts nothing. Raises UserError."""
     require_run_name(name)
     require_micro_batch_each(recipe, profile)
     require_compatible(recipe, profile)

@@ -1,4 +1,4 @@
-"""The net of torchvision or of timm that is one of this project's, found by its structure."""
+"""The net of torchvision or timm that has the same structure as one of this project's."""
 
 from __future__ import annotations
 

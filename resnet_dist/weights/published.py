@@ -165,11 +165,12 @@ def _timm(source: str, name: str) -> Published:
     try:
         model = options_of(net, name.partition(".")[0], config.num_classes)
     except Inexpressible as error:
-        raise UserError(f"{source}: is of a net that this project does not have: {error}") from None
+        raise UserError(f"{source}: is of a net that this project does not have: {error}; use other weights") from None
     transform = resolve_data_config(pretrained_cfg=config.to_dict(), use_test_size=True)
     if transform["crop_mode"] != "center":
         raise UserError(
-            f"{source}: is tested with crop_mode {transform['crop_mode']}; only central crops are known here"
+            f"{source}: is tested with crop_mode {transform['crop_mode']}, only central crops are supported; use other "
+            "weights"
         )
     size, crop_pct = transform["input_size"][-1], transform["crop_pct"]
     top1, top5 = _timm_accuracy(f"{config.architecture}.{config.tag}", size, crop_pct)
@@ -196,7 +197,7 @@ def _timm_accuracy(name: str, size: int, crop_pct: float) -> tuple[float | None,
 
 
 class Inexpressible(Exception):
-    """What timm's net has and this project's nets do not."""
+    """No net of this project is the same as timm's; the message says what differs."""
 
 
 def options_of(net: nn.Module, name: str, num_classes: int) -> dict[str, Any]:
@@ -339,8 +340,8 @@ def _open(url: str, method: str = "GET") -> Any:
 
 def _missing(source: str, url: str, why: str, remedy: str) -> UserError:
     return UserError(
-        f"{source}: its file is not on this machine and cannot be downloaded ({why}); fetch {url} elsewhere and give "
-        f"--weights FILE, or {remedy}"
+        f"{source}: its file is not on this machine and cannot be downloaded ({why}); download {url} elsewhere and "
+        f"give --weights FILE, or {remedy}"
     )
 
 
