@@ -161,8 +161,8 @@ def divide(source: Source, rule: SplitRule, pool: Pool, progress: Progress) -> d
     counts = {name: np.bincount(part.labels, minlength=len(source.class_names)) for name, part in parts.items()}
     shares = ", ".join(f"{name} {len(part):,} ({len(part) / len(source):.1%})" for name, part in parts.items())
     notes.insert(0, f"{source.description.location}: {len(source):,} images: {shares}")
-    for name, its in counts.items():
-        lacking = [source.class_names[label] for label in np.flatnonzero((its == 0) & (sum(counts.values()) > 0))]
+    for name, of_part in counts.items():
+        lacking = [source.class_names[label] for label in np.flatnonzero((of_part == 0) & (sum(counts.values()) > 0))]
         if lacking:
             notes.append(f"{count_of(len(lacking), 'class', 'classes')} without images in {name}: {few(lacking)}")
     for name, part in parts.items():
@@ -170,7 +170,7 @@ def divide(source: Source, rule: SplitRule, pool: Pool, progress: Progress) -> d
     return parts
 
 
-def split_before(manifest_source: Mapping[str, Any]) -> str | None:
+def source_split(manifest_source: Mapping[str, Any]) -> str | None:
     """The source's own split that a beton is of, or is a part of."""
     values = (manifest_source.get("selected") or {}).get(RULE) or {}
     return values.get("of") or manifest_source.get("split")

@@ -20,7 +20,7 @@ from data_prep.converter.encode import encode, encoder_versions
 from data_prep.converter.picture import BadSample
 from data_prep.converter.settings import ConvertSettings
 from data_prep.converter.source import open_named
-from data_prep.converter.split import divided_as, split_before
+from data_prep.converter.split import divided_as, source_split
 from data_prep.errors import UserError
 from data_prep.jpeg.check import why_unfit
 from data_prep.shown import few
@@ -78,7 +78,7 @@ def verify(
     require_file(beton)
     manifest = read_manifest(beton)
     if isinstance(source, str):
-        name = split_before(manifest.source) if split is None else split
+        name = source_split(manifest.source) if split is None else split
         request = SplitRequest(name, explicit=name is not None)
         whole = open_named(source, input, request, options, classes, skip_unlisted=skip_unlisted)
         source = divided_as(manifest.source, whole)

@@ -144,9 +144,9 @@ def read_split_file(path: StoragePath, names: Sequence[str]) -> list[Split]:
                 f"{shown(value, 60)} is no split" if name and value else "it has no split" if name else "it has no file"
             )
             raise UserError(f"{path.shown}: line {line} should be <file>,<train, val or test>: {what}")
-        its = next(iter(meant))
-        if splits.setdefault(name, its) != its:
-            raise UserError(f"{path.shown}: {shown(name)} is in two splits, {splits[name]} and {its}")
+        wanted = next(iter(meant))
+        if splits.setdefault(name, wanted) != wanted:
+            raise UserError(f"{path.shown}: {shown(name)} is in two splits, {splits[name]} and {wanted}")
     keys = [next((key for key in _keys(name) if key in splits), None) for name in names]
     missing = [name for name, key in zip(names, keys, strict=True) if key is None]
     if missing:

@@ -22,7 +22,10 @@ _INKS: dict[Ink, str] = {"strong": "#111111", "faint": "#707070", "right": "#1a7
 _PAPER = "#ffffff"
 _SMALLEST, _LARGEST = 160, 256
 """Sides of a picture on a sheet, px: smaller ones are enlarged by a whole number, so that each pixel is seen."""
-_MARGIN, _GAP, _LINE, _FONT, _TITLE = 16, 12, 18, 13, 18
+_MARGIN, _GAP, _LINE, _TITLE = 16, 12, 18, 18
+"""Around the sheet, between pictures, of a line of text, and of the title, px."""
+_FONT, _TITLE_FONT = 13, 15
+"""px."""
 
 
 @dataclass(frozen=True)
@@ -49,8 +52,9 @@ def draw_sheet(path: Path, tiles: Sequence[Tile], title: str) -> None:
     sheet = Image.new(
         "RGB", (2 * _MARGIN + columns * step_x - _GAP, top + ceil(len(tiles) / columns) * step_y + _MARGIN), _PAPER
     )
-    draw, font = ImageDraw.Draw(sheet), _font(_FONT)
-    draw.text((_MARGIN, _MARGIN - 4), _fitting(title, sheet.width - 2 * _MARGIN, _font(15)), _INKS["strong"], _font(15))
+    draw, font, title_font = ImageDraw.Draw(sheet), _font(_FONT), _font(_TITLE_FONT)
+    title = _fitting(title, sheet.width - 2 * _MARGIN, title_font)
+    draw.text((_MARGIN, _MARGIN - 4), title, _INKS["strong"], title_font)
     for number, tile in enumerate(tiles):
         row, column = divmod(number, columns)
         x, y = _MARGIN + column * step_x, top + row * step_y
