@@ -68,7 +68,7 @@ def test_counts_and_statistics(odd_tree: Path) -> None:
 def test_odd_things_are_named(odd_tree: Path) -> None:
     assert look(odd_tree).findings == (
         "2 of 8 files read are no good: dog/2.jpg is empty; dog/3.jpg is no picture of "
-        "a format that is read: JPEG, PNG, GIF, BMP, TIFF, WebP, PPM, JPEG 2000",
+        "a format that is read: JPEG, PNG, GIF, BMP, TIFF, WebP, PPM, JPEG 2000, AVIF",
         "1 files are empty: dog/2.jpg",
         "1 files are not of the kind they are named: dog/0.JPEG is PNG",
         "1 file skipped, not an image suffix (.txt 1): dog/4.txt",
