@@ -15,6 +15,8 @@ import pytest
 from moto.server import ThreadedMotoServer
 
 SHARED_RAY = "shared Ray"
+# Ray reads it once per process: a test that starts a Ray with tokens would break the next one's without.
+os.environ["RAY_AUTH_MODE"] = "disabled"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

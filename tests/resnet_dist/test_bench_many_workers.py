@@ -12,8 +12,7 @@ from resnet_dist.tracking.spool import Metrics, read_events, spool_folder
 
 
 @pytest.mark.system
-def test_workers_ask_the_real_actor_until_they_hear_of_a_stop(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")  # as other tests have it: a process can change this only once
+def test_workers_ask_the_real_actor_until_they_hear_of_a_stop() -> None:
     head, _, row = bench_control(20, every_s=0.2, seconds=1.0).splitlines()
     values = dict(zip(head.strip("| ").split(" | "), row.strip("| ").split(" | "), strict=True))
     assert values["workers"] == "20"

@@ -57,15 +57,9 @@ class Notes(Progress):
 @pytest.fixture(scope="module", autouse=True)
 def cluster() -> Iterator[str]:
     """One local Ray of four logical CPUs for this file; yields its address."""
-    before = os.environ.get("RAY_AUTH_MODE")
-    os.environ["RAY_AUTH_MODE"] = "disabled"
     context = ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False)
     yield context.address_info["gcs_address"]
     ray.shutdown()
-    if before is None:
-        del os.environ["RAY_AUTH_MODE"]
-    else:
-        os.environ["RAY_AUTH_MODE"] = before
 
 
 def run(

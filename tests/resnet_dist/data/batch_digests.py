@@ -82,7 +82,7 @@ def rank_digests(setting: Setting, leg: Leg, rank: int) -> dict[str, str]:
     pages = PageShuffle(np.arange(num_samples) // 5, 3) if setting.shuffle == "page" else None
     train = SimpleNamespace(global_batch_size=GLOBAL_BATCH, micro_batch_size=MICRO_BATCH, num_micro_batches=4)
     mixing = Mixing(mixup_alpha=0.2, cutmix_alpha=1.0)
-    data = SimpleNamespace(augmentation_repeats=1, mixing=mixing)
+    data = SimpleNamespace(augmentation_repeats=1, mixing=mixing, overfit_batch=False)
     recipe: Any = SimpleNamespace(seed=SEED, train=train, data=data)
     ctx: Any = SimpleNamespace(rank=rank, world_size=leg.world_size, heartbeat=lambda: None)
     split = OpenSplit(loader, num_samples, pages)
