@@ -44,6 +44,7 @@ from resnet_dist.data.decoder import eval_images
 from resnet_dist.data.loader import BetonLoader
 from resnet_dist.data.order import eval_batch_size
 from resnet_dist.errors import Fault, UserError
+from resnet_dist.evaluation.comparison import Comparison, compare, require_imagenet_order
 from resnet_dist.evaluation.predictions import PredictionFile, PredictionOutputs, part_path, row_type, write_predictions
 from resnet_dist.evaluation.protocols import (
     AveragedClassifier,
@@ -53,7 +54,6 @@ from resnet_dist.evaluation.protocols import (
     View,
     make_fully_convolutional,
 )
-from resnet_dist.evaluation.published import Comparison, compare, require_imagenet_order
 from resnet_dist.evaluation.report import as_csv, as_json, class_lines, draw_calibration, draw_classes
 from resnet_dist.evaluation.views import ViewBatch, ViewLoader
 from resnet_dist.gpus.device import device_of

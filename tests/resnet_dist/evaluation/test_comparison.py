@@ -27,7 +27,7 @@ from data_prep.cli import app as data_prep
 from resnet_dist.cli import app
 from resnet_dist.config.recipe import CenterCrop
 from resnet_dist.errors import UserError
-from resnet_dist.evaluation.published import compare, require_imagenet_order
+from resnet_dist.evaluation.comparison import compare, require_imagenet_order
 from resnet_dist.weights.published import Published
 from resnet_dist.weights.source import load_model
 
