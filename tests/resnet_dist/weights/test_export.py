@@ -139,7 +139,7 @@ def test_vgg_gets_timms_names_and_shapes() -> None:
 def test_what_a_library_does_not_have_is_refused(
     model: TrainedModel, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    with pytest.raises(UserError, match=r"--keys timm: timm has no net .* model\.name: resnet8 .* take --keys own"):
+    with pytest.raises(UserError, match=r"--keys timm: timm has no net .* model\.name: resnet8 .* use --keys own"):
         export_model("any", tmp_path / "net.pth", keys="timm")
     with pytest.raises(UserError, match=r"--keys own: is for files of weights, \.pth and \.safetensors"):
         export_model("any", tmp_path / "net.pt2", keys="own")

@@ -158,7 +158,7 @@ def test_without_a_file_one_line_says_which_to_bring(tmp_path: Path, monkeypatch
     monkeypatch.setattr("resnet_dist.weights.published._open", no_network)
     with pytest.raises(UserError) as caught:
         published_file("torchvision:resnet152.IMAGENET1K_V1")
-    assert "fetch https://download.pytorch.org/models/resnet152-394f9c45.pth elsewhere" in str(caught.value)
+    assert "download https://download.pytorch.org/models/resnet152-394f9c45.pth elsewhere" in str(caught.value)
     assert f"put it into {tmp_path / 'torch' / 'hub' / 'checkpoints'}" in str(caught.value)
     with pytest.raises(UserError, match=r"HF_HUB_OFFLINE is set.*resolve/main/model\.safetensors.*--weights FILE"):
         published_file("timm:resnet50.a1_in1k")
