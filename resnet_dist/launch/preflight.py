@@ -18,7 +18,7 @@ from data_prep.beton.stage import staged_path
 from data_prep.redaction import redacted
 from resnet_dist.config.loading import recipe_of, to_yaml
 from resnet_dist.config.profile import Profile
-from resnet_dist.config.recipe import Recipe, recipe_hash
+from resnet_dist.config.recipe import FROM_DATA, Recipe, recipe_hash
 from resnet_dist.config.run_name import require_run_name
 from resnet_dist.data.checks import (
     NO_CLASS_NAMES,
@@ -121,16 +121,18 @@ def prepare(recipe: Recipe, profile: Profile, name: str) -> Prepared:
     except UserError as error:
         raise UserError(f"{error} (dataset {recipe.data.dataset} of data_root {profile.data_root})") from None
     require_same_classes(train, val, folder)
-    recipe = with_class_weights(with_statistics(recipe, train, train_source), train)
+    storage = open_storage(beside(profile.storage, name))
+    recorded = _recorded(storage)
+    recipe = with_statistics(_with_recorded_statistics(recipe, recorded), train, train_source)
+    recipe = with_class_weights(recipe, train)
     for source, manifest in ((train_source, train), (val_source, val)):
         require_fitting_data(recipe, manifest, source)
     if recipe.data.sampling is not None:
         sampling_weights(recipe.data.sampling, train.class_names, train.class_counts)  # its mistakes, before the start
     shared = check_overlap(train, val, train_source, val_source, allow=recipe.data.allow_overlap)
-    storage = open_storage(beside(profile.storage, name))
     storage.require_writable()
     identity = Identity("", data_digest(train, val), train.class_names)
-    recipe, start = resolve_start(recipe, profile, identity, _recorded(storage))
+    recipe, start = resolve_start(recipe, profile, identity, recorded)
     identity = replace(identity, recipe_hash=recipe_hash(recipe))
     lost: tuple[str, ...] = ()
     with newest_complete(storage) as found:
@@ -205,6 +207,14 @@ def frozen_at_random(recipe: Recipe) -> str | None:
         f"{' and '.join(keys)}: without model.init, random weights and statistics stay as they are; set model.init, or "
         "train everything"
     )
+
+
+def _with_recorded_statistics(recipe: Recipe, recorded: Recipe | None) -> Recipe:
+    """The mean and deviation that the run began with, where the recipe takes the data's: the manifest may have been
+    written again since."""
+    names = [name for name in ("mean", "std") if recorded and getattr(recipe.data, name) == FROM_DATA]
+    known = {name: getattr(recorded.data, name) for name in names if recorded}
+    return recipe.model_copy(update={"data": recipe.data.model_copy(update=known)})
 
 
 def require_trainable(prepared: Prepared) -> None:

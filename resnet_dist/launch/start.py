@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
+from operator import sub
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from torch import nn
 
 from data_prep.shown import few
 from resnet_dist.config.profile import Profile
-from resnet_dist.config.recipe import ForkConfig, InitConfig, Recipe, recipe_changes
+from resnet_dist.config.recipe import ForkConfig, InitConfig, ModelConfig, Recipe, recipe_changes
 from resnet_dist.errors import Fault, UserError
 from resnet_dist.models import build_model
 from resnet_dist.storage.base import RunStorage
@@ -36,6 +37,7 @@ from resnet_dist.training.checkpoint import (
     write_checkpoint,
 )
 from resnet_dist.training.checkpoint_manager import (
+    BEST,
     START,
     StoredCheckpoint,
     newest_complete,
@@ -44,6 +46,7 @@ from resnet_dist.training.checkpoint_manager import (
 )
 from resnet_dist.training.model import Precision, build_classifier
 from resnet_dist.weights.keys import head_of, match_keys
+from resnet_dist.weights.published import is_published
 from resnet_dist.weights.source import Weights, read_weights
 
 _SHOWN = 4
@@ -60,6 +63,18 @@ _FIXED = (
     "optim.layer_decay",
 )
 """Keys of which a fork has its parent's values: what its state and its steps mean depends on them."""
+
+
+_NOT_THE_FUNCTION = {
+    "name",
+    "num_classes",
+    "zero_init_residual",
+    "gate_bias",
+    "drop_path",
+    "dropout",
+    "shortcut_dropout",
+}
+"""Keys of a net that do not change what given weights compute in evaluation, or that their shapes tell."""
 
 
 @dataclass(frozen=True)
@@ -102,6 +117,8 @@ def write_start(recipe: Recipe, profile: Profile, storage: RunStorage, identity:
             of = parent.metadata
             _require_digest("fork.checkpoint", location, of.files[STATE], recipe.fork.digest)
             state = load_state(parent.directory, torch.device("cpu"))
+        if "optimizer" not in state:
+            raise _weights_alone(location)
         made = metadata(epoch=of.epoch, step=of.step, metrics=of.metrics, pictures=pictures)
     else:
         assert recipe.model.init is not None
@@ -123,14 +140,18 @@ def _resolve_init(
     class_names: tuple[str, ...],
     recorded: InitConfig | None,
 ) -> tuple[Recipe, Start]:
-    known = recorded is not None and init.digest in (None, recorded.digest)
-    try:
-        weights = read_weights(init.weights, profile.tracking_uri)
-    except (UserError, Fault):
-        if recorded is None or not known:
-            raise
-        # The run has a copy of what it began with; the original may be gone.
-        init = init.model_copy(update={"digest": recorded.digest, "head": init.head or recorded.head})
+    location = _locate_weights(init.weights, profile)
+    known = recorded if _is_recorded(init, location, recorded) else None
+    weights = None
+    if known is None or is_published(location) or Path(location).is_file():  # a run may have newer weights since
+        try:
+            weights = read_weights(location, profile.tracking_uri)
+        except (UserError, Fault):
+            if known is None:
+                raise
+    if weights is None:  # the run has a copy of what it began with
+        assert known is not None
+        init = known.model_copy(update={"head": init.head or known.head})
         return _with_init(recipe, init), Start((), _init_tags(init))
     _require_digest("model.init.weights", init.weights, weights.digest, init.digest)
     with torch.device("meta"):
@@ -141,15 +162,48 @@ def _resolve_init(
         raise UserError(
             f"model.init.head: keep, but {weights.name} has a classifier for another number of classes; set head: new"
         )
-    location = init.weights
-    if not is_url(location) and Path(location).expanduser().exists():
-        location = str(Path(location).expanduser().absolute())
     pinned = init.model_copy(update={"digest": weights.digest, "weights": location, "head": head})
     lines = [f"starts from {weights.name}, {'with a new head' if head == 'new' else 'its head too'}"]
     if matched.unexpected:
         unused = few(matched.unexpected, most=_SHOWN)
         lines.append(f"warning: {weights.name} has {unused}, which the net has no place for")
+    lines += [f"warning: {weights.name} {difference}" for difference in _other_use(weights, recipe)]
     return _with_init(recipe, pinned), Start(tuple(lines), _init_tags(pinned))
+
+
+def _locate_weights(weights: str, profile: Profile) -> str:
+    """Published weights and URLs as they are; a path, or the name of a run under `storage`, as an absolute path."""
+    if ":" in weights:
+        return weights
+    path, run = Path(weights).expanduser(), beside(profile.storage, weights)
+    if is_url(run) or path.exists() or not Path(run).exists():
+        return str(path.absolute())
+    return str(Path(run).absolute())
+
+
+def _is_recorded(init: InitConfig, location: str, recorded: InitConfig | None) -> bool:
+    """Whether the run began with the weights that the recipe names, as far as their name and digest say."""
+    if recorded is None or init.digest not in (None, recorded.digest):
+        return False
+    return recorded.weights in (init.weights, location) or Path(recorded.weights).name == init.weights
+
+
+def _other_use(weights: Weights, recipe: Recipe) -> Iterator[str]:
+    """How the weights were used where they were trained, if this run uses them otherwise, as far as is known."""
+    if weights.recipe is not None:
+        model, mean, std = weights.recipe.model, weights.recipe.data.mean, weights.recipe.data.std
+    elif weights.published is not None:
+        model = ModelConfig.model_validate({**weights.published.model, "num_classes": 1})
+        mean, std = weights.published.mean, weights.published.std
+    else:
+        return
+    nets = [net.build_options() for net in (model, recipe.model)]
+    theirs, ours = ({key: net[key] for key in net.keys() - _NOT_THE_FUNCTION} for net in nets)
+    if changes := recipe_changes(theirs, ours):
+        yield f"is of a net that computes something else: {few((f'model.{c}' for c in changes), most=_SHOWN)}"
+    for name, given, own in (("mean", mean, recipe.data.mean), ("std", std, recipe.data.std)):
+        if not isinstance(given, str) and not isinstance(own, str) and max(map(abs, map(sub, given, own))) > 1:
+            yield f"was trained with data.{name} {list(given)}, this recipe has {list(own)}"
 
 
 def _initial_net(recipe: Recipe, init: InitConfig, weights: Weights) -> nn.Module:
@@ -178,17 +232,20 @@ def _resolve_fork(
 ) -> tuple[Recipe, Start]:
     fork = recipe.fork
     assert fork is not None
-    location, _ = _locate(fork, profile)
-    if recorded is not None and fork.digest is None and split(recorded.checkpoint)[0] == location:
-        fork = recorded.model_copy(update={"schedule": fork.schedule})  # the parent may have newer ones since
+    location, epoch = _locate(fork, profile)
+    known = None
+    if recorded is not None and fork.digest in (None, recorded.digest):
+        run, name = split(recorded.checkpoint)
+        if location == recorded.checkpoint or (location == run and epoch in (None, _epoch_of(name))):
+            known = recorded.model_copy(update={"schedule": fork.schedule})  # the parent may have newer ones since
     try:
-        with _parent(fork, profile) as (location, parent):
+        with _parent(known or fork, profile) as (location, parent):
             metadata = parent.metadata
     except (UserError, Fault):
-        if recorded is None or recorded.digest is None or fork.digest not in (None, recorded.digest):
+        if known is None:
             raise
         # The run has a copy of the checkpoint; the original may be gone.
-        return recipe.model_copy(update={"fork": recorded}), Start((), {"fork.checkpoint": recorded.checkpoint})
+        return recipe.model_copy(update={"fork": known}), Start((), {"fork.checkpoint": known.checkpoint})
     _require_digest("fork.checkpoint", location, metadata.files[STATE], fork.digest)
     changes = _require_forkable(recipe, data_digest, metadata, location)
     pinned = {"checkpoint": location, "digest": metadata.files[STATE], "step": metadata.step}
@@ -217,8 +274,9 @@ def _locate(fork: ForkConfig, profile: Profile) -> tuple[str, int | None]:
     """Path or URL of the run or checkpoint, and the epoch after `@`."""
     match = _EPOCH.fullmatch(fork.checkpoint)
     text, epoch = (match[1], int(match[2])) if match else (fork.checkpoint, None)
-    if not is_url(text) and not Path(text).expanduser().exists():
-        return beside(profile.storage, text), epoch
+    path = Path(text).expanduser()
+    if not is_url(text) and not path.exists() and not path.is_absolute():
+        text = beside(profile.storage, text)
     return text.rstrip("/") if is_url(text) else str(Path(text).expanduser().absolute()), epoch
 
 
@@ -227,6 +285,8 @@ def _parent(fork: ForkConfig, profile: Profile) -> Iterator[tuple[str, StoredChe
     """The checkpoint that a fork continues, verified, and where it is. Raises UserError if there is none, Fault."""
     location, epoch = _locate(fork, profile)
     run, name = split(location)
+    if BEST in (name, split(run)[1]):
+        raise _weights_alone(location)
     if step_of(name) is None:
         run, name = location, ""
     storage = open_storage(run)
@@ -246,6 +306,13 @@ def _parent(fork: ForkConfig, profile: Profile) -> Iterator[tuple[str, StoredChe
                 f"{profile.storage}"
             )
         yield f"{run}/{found.name}", found
+
+
+def _weights_alone(location: str) -> UserError:
+    return UserError(
+        f"fork: {location} has weights alone, without the optimizer's state; to start from them, set "
+        f"model.init.weights={location} instead"
+    )
 
 
 def _epoch_of(checkpoint: str) -> int:

@@ -12,7 +12,7 @@ from typing import Any
 from data_prep.beton.class_names import difference
 from resnet_dist.config.loading import load_space, read_tree, recipe_from_tree
 from resnet_dist.config.profile import Profile, Workers
-from resnet_dist.config.recipe import Recipe, recipe_changes
+from resnet_dist.config.recipe import FROM_DATA, Recipe, recipe_changes
 from resnet_dist.config.run_name import require_run_name
 from resnet_dist.config.space import Space, sweep_hash
 from resnet_dist.errors import UserError
@@ -106,7 +106,7 @@ def prepare_sweep(file: Path, overrides: Sequence[str], profile: Profile, name: 
     # Builds a model and an optimizer and opens a decoder, once for all trials. With the user's storage, so that a
     # mistake leaves no folder.
     data = prepare(proxy, trial_profile.model_copy(update={"storage": profile.storage}), name)
-    base = _pinned(base, data.recipe)
+    base = _pinned(base, space, data.recipe)
     builder = Builder(space, base, data.train.num_samples, _num_base_samples(base, profile))
     began = _began(space, base, name, sweep_dir, builder, data.identity, file)
     space = space.model_copy(update={"first_points": [dict(point) for point in began.first_points]})
@@ -148,14 +148,23 @@ def profile_of_trials(space: Space, profile: Profile, storage: str) -> Profile:
     return profile.model_copy(update={**update, "storage": storage, "register_models": False, "failure": failure})
 
 
-def _pinned(base: dict[str, Any], resolved: Recipe) -> dict[str, Any]:
-    """The base recipe with the digests of what it starts from, so that all trials start from the same."""
-    pinned = dict(base)
-    if resolved.model.init is not None and pinned["model"].get("init"):
-        digest = {"digest": resolved.model.init.digest}
-        pinned["model"] = {**pinned["model"], "init": {**pinned["model"]["init"], **digest}}
-    if resolved.fork is not None and pinned.get("fork"):
-        pinned["fork"] = {**pinned["fork"], "digest": resolved.fork.digest, "step": resolved.fork.step}
+def _pinned(base: dict[str, Any], space: Space, resolved: Recipe) -> dict[str, Any]:
+    """The base recipe with what `prepare` found at the sweep's start, so that all trials have the same: digests of what
+    it starts from, mean and deviation of the data. Keys that the space or its proxy sets are left to the trials.
+    """
+    pinned, free = dict(base), (*space.space, *space.proxy)
+
+    def set_by_trials(section: str) -> bool:
+        return any(f"{key}.".startswith(f"{section}.") for key in free)
+
+    init, fork, data = resolved.model.init, resolved.fork, pinned["data"]
+    if init is not None and pinned["model"].get("init") and not set_by_trials("model.init"):
+        pinned["model"] = {**pinned["model"], "init": {**pinned["model"]["init"], "digest": init.digest}}
+    if fork is not None and pinned.get("fork") and not set_by_trials("fork"):
+        pinned["fork"] = {**pinned["fork"], "digest": fork.digest, "step": fork.step}
+    if not set_by_trials("data.dataset"):
+        names = [name for name in ("mean", "std") if data.get(name) == FROM_DATA and not set_by_trials(f"data.{name}")]
+        pinned["data"] = {**data, **{name: list(getattr(resolved.data, name)) for name in names}}
     return pinned
 
 

@@ -208,6 +208,7 @@ def test_the_schedule_of_a_fork_runs_over_the_whole_or_over_the_rest(prepared: R
 def test_a_fork_that_cannot_be_is_a_mistake_before_the_start(prepared: Runs) -> None:
     train(prepared("parent"))
     of_first = 'fork={"checkpoint": "parent@1"}'
+    (best,) = (prepared("parent").storage.folder / "best").iterdir()
     for said, *overrides in (
         ("nobody is not a run with a checkpoint", 'fork={"checkpoint": "nobody"}'),
         ("has no checkpoint of epoch 7, but of 1, 2, 3", 'fork={"checkpoint": "parent@7"}'),
@@ -215,6 +216,7 @@ def test_a_fork_that_cannot_be_is_a_mistake_before_the_start(prepared: Runs) -> 
         ('model.name "resnet8" -> "resnet20"', of_first, "model.name=resnet20"),
         ("train.global_batch_size 8 -> 16", of_first, "train.global_batch_size=16"),
         ('optim.name "sgd" -> "lamb"', of_first, "optim.name=lamb"),
+        ("has weights alone", f'fork={{"checkpoint": "{best}"}}'),
     ):
         with pytest.raises(UserError, match=re.escape(said)):
             prepared("fork", *overrides)
@@ -228,9 +230,44 @@ def test_all_trials_of_a_sweep_start_from_the_weights_that_it_found_first(
         update={"model": run.recipe.model.model_copy(update={"init": InitConfig(weights=str(weights))})}
     )
     (tmp_path / "base.yaml").write_text(to_yaml(base))
-    space = "base: base.yaml\nspace:\n  optim.lr: {kind: choice, values: [0.1, 0.2]}\nsearch: {kind: grid}\n"
-    (tmp_path / "space.yaml").write_text(space)
-    sweep = prepare_sweep(tmp_path / "space.yaml", [], run.profile, "sweep")
-    trials = [sweep.builder.proxy(point) for point in sweep.planned or ()]
+
+    def trials(space: str) -> list[InitConfig]:
+        (tmp_path / "space.yaml").write_text(f"base: base.yaml\nspace:\n  {space}\nsearch: {{kind: grid}}\n")
+        sweep = prepare_sweep(tmp_path / "space.yaml", [], run.profile, "sweep")
+        inits = [sweep.builder.proxy(point).model.init for point in sweep.planned or ()]
+        return [init for init in inits if init is not None]
+
     assert run.recipe.model.init is not None
-    assert [trial.model.init and trial.model.init.digest for trial in trials] == [run.recipe.model.init.digest] * 2
+    digest = run.recipe.model.init.digest
+    assert [init.digest for init in trials("optim.lr: {kind: choice, values: [0.1, 0.2]}")] == [digest] * 2
+    others = trials(f"model.init.weights: {{kind: choice, values: [{weights}, other.pth]}}")
+    assert [(init.weights, init.digest) for init in others] == [(str(weights), None), ("other.pth", None)]
+
+
+def test_a_run_resumes_only_from_what_it_is_told_it_began_with(prepared: Runs, weights: Path) -> None:
+    train(prepared("parent"))
+    train(prepared("fork", 'fork={"checkpoint": "parent@1"}'), StopAfter(1))
+    assert prepared("fork", 'fork={"checkpoint": "parent@1"}').has_begun
+    for said, change in (("fork.digest", "fork.checkpoint=parent@2"), ("fork.schedule", "fork.schedule=rest")):
+        with pytest.raises(UserError, match=f"began with another recipe: {said}"):
+            prepared("fork", 'fork={"checkpoint": "parent@1"}', change)
+    shutil.rmtree(prepared("parent").storage.folder)
+    assert prepared("fork", 'fork={"checkpoint": "parent@1"}').has_begun
+    with pytest.raises(UserError, match=r"fork.schedule"):
+        prepared("fork", 'fork={"checkpoint": "parent@1"}', "fork.schedule=rest")
+    with pytest.raises(UserError, match=r"is not a run with a checkpoint"):
+        prepared("fork", 'fork={"checkpoint": "nobody"}')
+
+    train(prepared("tuned", f"model.init.weights={weights}"), StopAfter(1))
+    with pytest.raises(UserError, match=r"there is no net|torchvision:"):
+        prepared("tuned", "model.init.weights=torchvision:resnet50.NO_SUCH")
+
+
+def test_a_run_resumes_although_the_run_that_it_started_from_trains_on(prepared: Runs) -> None:
+    train(prepared("parent"), StopAfter(1))
+    tuned = prepared("tuned", "model.init.weights=parent", "data.mean=[100, 100, 100]")
+    assert tuned.start is not None
+    assert any("was trained with data.mean" in line for line in tuned.start.lines)
+    train(tuned, StopAfter(1))
+    train(prepared("parent"))
+    assert prepared("tuned", "model.init.weights=parent", "data.mean=[100, 100, 100]").has_begun
