@@ -208,6 +208,7 @@ def evaluate(
     for trained in models:
         if trained.unexpected:
             warnings.append(f"{trained.name}: the net has no place for its {few(trained.unexpected)}")
+        warnings += trained.notes
         if trained.published is not None:
             require_classes(trained.recipe, manifest, beton)
             warnings.append(None if ignore_class_names else require_imagenet_order(manifest, beton, trained.published))

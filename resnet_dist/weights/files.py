@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import re
 import warnings
 from collections.abc import Mapping
@@ -13,12 +14,16 @@ import torch
 from torch import Tensor
 
 from data_prep.beton.digest import digest_state
+from data_prep.shown import shown
 from resnet_dist.errors import UserError
 
 SUFFIXES = (".pth", ".pt", ".th", ".safetensors", ".bin", ".tar", ".ckpt")
 _AVERAGES = ("average", "state_dict_ema", "model_ema", "ema_state_dict", "ema")
 _NETS = ("state_dict", "model", "net", "model_state_dict", "weights", "params", "teacher", "module")
 """Keys under which projects keep weights, a moving average of them first: it is what they evaluate."""
+_MAX_DEPTH = 5
+"""Of mappings in mappings: one may contain itself."""
+_FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 _WRAPPERS = re.compile(r"(module\.|_orig_mod\.)+")
 """In front of names: DistributedDataParallel and torch.compile."""
 _NOT_LOADED = re.compile(r"unsupported global:? (?:GLOBAL )?([\w.]+)", re.IGNORECASE)
@@ -31,7 +36,8 @@ def read_file(path: Path) -> dict[str, Tensor]:
     (`module.`, `_orig_mod.`, and a first part that all names share), on the CPU. Of weights and their moving average,
     the average.
 
-    Raises UserError if it cannot be read, holds no weights, or would run code.
+    Raises UserError if it cannot be read, holds no weights, or would run code, or if a tensor is sparse, has no values
+    (meta), or is not of real floating-point numbers.
     """
     try:
         with path.open("rb") as file:
@@ -44,10 +50,34 @@ def read_file(path: Path) -> dict[str, Tensor]:
         raise UserError(f"{path}: is a pointer of Git LFS, not the weights; run `git lfs pull`, or download the file")
     content = _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path, start)
     state = _unwrapped(_weights_in(content, path))
+    for name, value in state.items():
+        if why := _unusable(name, value):
+            raise UserError(f"{path}: its {shown(name)} {why}")
     num_bytes = sum(value.numel() * value.element_size() for value in state.values())
     if num_bytes > _MAX_EXPANSION * path.stat().st_size:
         raise UserError(f"{path}: claims {num_bytes:,} bytes of tensors, more than the file can hold: it is damaged")
     return state
+
+
+def is_file(source: str) -> bool:
+    """Whether it names a file of weights, which may not exist, and not a checkpoint, a run or a model in MLflow."""
+    path = Path(source).expanduser()
+    return ":/" not in source and not path.is_dir() and (path.suffix in SUFFIXES or path.is_file())
+
+
+def is_exported(path: Path) -> bool:
+    """Whether `export` wrote it, as a .safetensors file says itself and the JSON file beside another."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        if path.suffix == ".safetensors":
+            with safe_open(path, framework="pt") as file:
+                facts = file.metadata()
+        else:
+            facts = json.loads(path.with_name(f"{path.name}.json").read_bytes())
+    except (OSError, ValueError, RecursionError, SafetensorError):
+        return False
+    return isinstance(facts, dict) and "recipe_hash" in facts
 
 
 def digest_of(state: Mapping[str, Tensor]) -> str:
@@ -112,14 +142,35 @@ def _reason(error: Exception) -> str:
 def _weights_in(content: object, path: Path) -> dict[str, Tensor]:
     if not isinstance(content, Mapping):
         raise UserError(f"{path}: holds a {type(content).__name__}, not weights by name")
-    for key in (*_AVERAGES, *_NETS):
-        if isinstance(inner := content.get(key), Mapping) and any(isinstance(v, Tensor) for v in inner.values()):
-            return _weights_in(inner, path)
-    state = {str(name): value for name, value in content.items() if isinstance(value, Tensor)}
-    if not any(value.ndim > 1 for value in state.values()):
+    state = _innermost(content, path)
+    if not state:
         keys = ", ".join(str(key)[:40] for key in list(content)[:6]) or "nothing"
         raise UserError(f"{path}: holds no weights of a net, only {keys}; give the file with the net's state_dict")
     return state
+
+
+def _innermost(content: Mapping[Any, Any], path: Path, depth: int = 0) -> dict[str, Tensor]:
+    """The first that has weights, and not only counters or rates; empty if none has."""
+    if depth == _MAX_DEPTH:
+        raise UserError(f"{path}: nests its weights {depth} mappings deep; save the net's state_dict alone")
+    for key in (*_AVERAGES, *_NETS):
+        if isinstance(inner := content.get(key), Mapping) and (state := _innermost(inner, path, depth + 1)):
+            return state
+    state = {str(name): value for name, value in content.items() if isinstance(value, Tensor)}
+    return state if any(value.ndim > 1 for value in state.values()) else {}
+
+
+def _unusable(name: str, value: Tensor) -> str | None:
+    """Why it cannot be a net's tensor."""
+    if value.layout != torch.strided:
+        return "is a sparse or nested tensor; save its weights dense: value.to_dense()"
+    if value.device.type != "cpu":
+        return f"is on the device {value.device.type}, without values; save the net with its weights loaded"
+    if value.dtype in _FLOATS or name.endswith("num_batches_tracked"):
+        return None
+    if value.is_complex():
+        return f"is of complex numbers ({value.dtype}), the nets' are real"
+    return f"is of {value.dtype}: its weights are quantised; give the file of the weights before quantisation"
 
 
 def _unwrapped(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -5,18 +5,22 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from itertools import combinations
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from data_prep.shown import few
+from data_prep.shown import few, shown
 from resnet_dist.errors import UserError
 from resnet_dist.models.registry import LAYERS_PER_BLOCK, LAYOUTS
 from resnet_dist.models.resnet import BasicBlock, ZeroPadShortcut
+from resnet_dist.weights.files import is_exported, is_file
 
 _COUNTER = "num_batches_tracked"
 _SHORTCUT = re.compile(r"downsample|shortcut|skip|proj|identity", re.IGNORECASE)
+_TEXT_AND_NUMBER = re.compile(r"(\D*)(\d*)")
 _NUMBERED = re.compile(r"\D*(\d+)\D*")
 _SHOWN = 4
 """Names and layouts in a message."""
@@ -32,6 +36,8 @@ class Matched:
     """The weights' tensors that the net has no place for: auxiliary or projection heads, or none."""
     head_differs: bool
     """The weights have no classifier of the net's shape: another number of classes, or none at all."""
+    notes: tuple[str, ...] = ()
+    """What was assumed and cannot be checked here, each a line that begins with the source."""
 
 
 class Role(NamedTuple):
@@ -57,7 +63,7 @@ def match_keys(state: Mapping[str, Tensor], net: nn.Module, source: str) -> Matc
     CIFAR nets and many others give them all fit. Counters of batches that `state` lacks are 0.
 
     Raises UserError, which begins with `source`, unless `state` has every tensor of the net but its head, and no tensor
-    of a block that the net does not have.
+    of a block that the net does not have; and if the order of layers of equal shapes cannot be told.
     """
     wanted = net.state_dict()
     shapes = {name: tuple(value.shape) for name, value in wanted.items() if not name.endswith(_COUNTER)}
@@ -66,13 +72,20 @@ def match_keys(state: Mapping[str, Tensor], net: nn.Module, source: str) -> Matc
     body = [name for name in shapes if not name.startswith(f"{head}.")]
     theirs = _by_role(given)
     names = {name: theirs[role] for role, name in _by_role(shapes).items() if role in theirs}
-    if all(_fits(given.get(name), shapes[name]) for name in body):
+    by_name = all(_fits(given.get(name), shapes[name]) for name in body)
+    if by_name:
         names |= {name: name for name in shapes if name in given}
     wrong = [name for name in body if not _fits(given.get(names.get(name, "")), shapes[name])]
     unexpected = [name for name in given if name not in set(names.values())]
     extra = [name for name in unexpected if _block(name)]
     if wrong or extra:
         raise UserError(f"{source}: {_mismatch(wrong, extra, names, shapes, given)}{_likely(given)}")
+    if not by_name and (pair := _ambiguous(theirs, given)):
+        raise UserError(
+            f"{source}: its names are in alphabetical order, which does not say whether {shown(pair[0])} or "
+            f"{shown(pair[1])} comes first, and their shapes are equal; number them in their order (bn1, bn2), or give "
+            "a file that torch.save wrote"
+        )
     differs = [name for name in shapes if not _fits(given.get(names.get(name, "")), shapes[name])]
     found = {}
     for name, value in wanted.items():
@@ -83,9 +96,9 @@ def match_keys(state: Mapping[str, Tensor], net: nn.Module, source: str) -> Matc
         elif name not in differs:
             found[name] = state[names[name]].reshape(value.shape)
     missing = tuple(name for name in differs if name not in names)
-    if names.get(f"{head}.weight") == "linear.weight":
-        _pad_at_the_end(found, net, head)
-    return Matched(found, missing, tuple(unexpected), bool(differs))
+    reordered = names.get(f"{head}.weight") == "linear.weight" and _pad_at_the_end(found, net, head)
+    notes = () if reordered else _padding_note(net, source)
+    return Matched(found, missing, tuple(unexpected), bool(differs), notes)
 
 
 def head_of(net: nn.Module) -> str:
@@ -93,8 +106,21 @@ def head_of(net: nn.Module) -> str:
     return [name for name, module in net.named_modules() if isinstance(module, nn.Linear)][-1]
 
 
-def _pad_at_the_end(state: dict[str, Tensor], net: nn.Module, head: str) -> None:
-    """Reorders channels for shortcuts of option A, in place; does nothing for other nets.
+def _padding_note(net: nn.Module, source: str) -> tuple[str, ...]:
+    """For files of others: a run of this project, and what `export` wrote, pad as the net does."""
+    option_a = any(isinstance(module, ZeroPadShortcut) for module in net.modules())
+    if not option_a or not is_file(source) or is_exported(Path(source).expanduser()):
+        return ()
+    return (
+        f"{source}: does not say where its option-A shortcuts add zero channels: assumed behind the others, as in this "
+        "project's nets; akamaster's and their copies add them on both sides, which is recognised by a classifier "
+        "called linear: compare its accuracy with the published one (resnet-dist evaluate), and if it is far too low, "
+        "give the file with linear.weight and linear.bias",
+    )
+
+
+def _pad_at_the_end(state: dict[str, Tensor], net: nn.Module, head: str) -> bool:
+    """Reorders channels for shortcuts of option A, in place; does nothing for other nets. Returns whether it did.
 
     akamaster's nets, and the many that copied them with their classifier's name `linear`, add zero channels on both
     sides of a shortcut, this project's behind it. Either is option A, and one is the other with the channels between
@@ -117,6 +143,7 @@ def _pad_at_the_end(state: dict[str, Tensor], net: nn.Module, head: str) -> None
                 state[f"{norm}.{part}"] = state[f"{norm}.{part}"][order]
     if order is not None and f"{head}.weight" in state:
         state[f"{head}.weight"] = state[f"{head}.weight"][:, order]
+    return order is not None
 
 
 def _fits(given: tuple[int, ...] | None, wanted: tuple[int, ...]) -> bool:
@@ -177,7 +204,33 @@ def _ordered(names: Iterable[str]) -> list[str]:
     given = list(names)
     if given != sorted(given):
         return given
-    return sorted(given, key=lambda name: [(int(part or 0), text) for text, part in re.findall(r"(\D*)(\d*)", name)])
+    return sorted(given, key=lambda name: [(int(part or 0), text) for text, part in _TEXT_AND_NUMBER.findall(name)])
+
+
+def _ambiguous(names: Mapping[Role, str], shapes: Mapping[str, tuple[int, ...]]) -> tuple[str, str] | None:
+    """Two layers, either of which could be the other: alphabetical, of equal shapes, and not numbered alike."""
+    if list(shapes) != sorted(shapes):
+        return None
+    layers: dict[Role, dict[str, tuple[int, ...]]] = {}
+    for role, name in names.items():
+        layers.setdefault(role._replace(part=""), {})[role.part] = shapes[name]
+    alike: dict[object, list[str]] = {}
+    for role, parts in layers.items():
+        key = (role._replace(place=0), tuple(sorted(parts.items())))
+        alike.setdefault(key, []).append(names[role._replace(part=min(parts))].rpartition(".")[0])
+    pairs = (pair for group in alike.values() for pair in combinations(group, 2))
+    return next((pair for pair in pairs if not _numbered_alike(*pair)), None)
+
+
+def _numbered_alike(one: str, other: str) -> bool:
+    """Whether a number is the first that differs in the names.
+
+    >>> _numbered_alike("conv1.norm", "conv2.norm"), _numbered_alike("bn1", "bn_out"), _numbered_alike("in.1", "out.0")
+    (True, False, False)
+    """
+    tokens = zip(_TEXT_AND_NUMBER.findall(one), _TEXT_AND_NUMBER.findall(other), strict=False)
+    first, second = next((a, b) for a, b in tokens if a != b)
+    return first[0] == second[0] and bool(first[1] and second[1])
 
 
 def _mismatch(

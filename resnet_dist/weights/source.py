@@ -21,7 +21,7 @@ from resnet_dist.training.checkpoint import load_state, step_of
 from resnet_dist.training.checkpoint_manager import newest_complete, open_checkpoint
 from resnet_dist.training.model import Precision, build_classifier
 from resnet_dist.training.state import evaluated_weights
-from resnet_dist.weights.files import SUFFIXES, digest_of, read_file
+from resnet_dist.weights.files import digest_of, is_file, read_file
 from resnet_dist.weights.keys import head_of, match_keys
 from resnet_dist.weights.published import Published, is_published, published, published_file
 
@@ -48,6 +48,8 @@ class TrainedModel:
     published: Published | None = None
     unexpected: tuple[str, ...] = ()
     """Tensors of the source that the net has no place for."""
+    notes: tuple[str, ...] = ()
+    """What was assumed about the source: `Matched.notes`."""
 
     @property
     def recipe_hash(self) -> str:
@@ -89,12 +91,6 @@ def read_weights(source: str, tracking_uri: str | None = None, file: Path | None
         return Weights(source, read_file(Path(source).expanduser()))
     model = load_model(source, tracking_uri)
     return Weights(source, dict(model.classifier.net.state_dict()), recipe=model.recipe, class_names=model.class_names)
-
-
-def is_file(source: str) -> bool:
-    """Whether it names a file of weights, which may not exist, and not a checkpoint, a run or a model in MLflow."""
-    path = Path(source).expanduser()
-    return ":/" not in source and not path.is_dir() and (path.suffix in SUFFIXES or path.is_file())
 
 
 def load_model(
@@ -160,6 +156,7 @@ def _from_weights(weights: Weights, recipe: str | Path | None, overrides: Sequen
         weights_digest=weights.digest,
         published=known,
         unexpected=matched.unexpected,
+        notes=matched.notes,
     )
 
 

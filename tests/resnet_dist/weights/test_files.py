@@ -49,10 +49,15 @@ def same(found: dict[str, Tensor], expected: dict[str, Tensor]) -> bool:
             "args": argparse.Namespace(lr=0.5, path=None),
             "best": np.float64(76.1),
         },
+        {"state_dict": WEIGHTS, "ema": {"decay": torch.ones(1)}},
+        {"model": {"state_dict": WEIGHTS}},
+        {**WEIGHTS, "bn1.num_batches_tracked": torch.tensor(3), "step": torch.tensor(7)},
     ],
 )
 def test_wrappings_of_other_projects(content: Any, tmp_path: Path) -> None:
-    assert same(read_file(saved(tmp_path, content)), WEIGHTS)
+    state = read_file(saved(tmp_path, content))
+    state.pop("bn1.num_batches_tracked", None)
+    assert same(state, WEIGHTS)
 
 
 def test_every_format_has_the_same_digest(tmp_path: Path) -> None:
@@ -68,6 +73,12 @@ def test_every_format_has_the_same_digest(tmp_path: Path) -> None:
     (digest,) = {read_weights(str(path)).digest for path in files}
     assert len(digest) == 64
     assert digest != digest_of({**WEIGHTS, "bn1.bias": torch.zeros(2)})
+
+
+def contains_itself() -> dict[str, Any]:
+    content: dict[str, Any] = dict(WEIGHTS)
+    content["ema"] = content
+    return content
 
 
 class RunsCode:
@@ -90,6 +101,12 @@ class RunsCode:
         ),
         ([torch.zeros(2)], "holds a list, not weights by name"),
         ({"x.weight": torch.zeros(1).expand(4096, 4096, 64)}, "claims .* more than the file can hold"),
+        (contains_itself(), "nests its weights 5 mappings deep"),
+        ({"x.weight": torch.eye(3).to_sparse()}, r"its x\.weight is a sparse or nested tensor"),
+        ({"x.weight": torch.zeros(3, 3, device="meta")}, r"its x\.weight is on the device meta, without values"),
+        ({"x.weight": torch.zeros(3, 3, dtype=torch.int8)}, r"its x\.weight is of torch\.int8: .* are quantised"),
+        ({"x.weight": torch.zeros(3, 3).to(torch.float8_e4m3fn)}, r"its x\.weight is of torch\.float8.* quantised"),
+        ({"x.weight": torch.zeros(3, 3, dtype=torch.complex64)}, r"its x\.weight is of complex numbers"),
     ],
 )
 def test_what_is_not_weights_is_one_clear_line(content: Any, reason: str, tmp_path: Path) -> None:

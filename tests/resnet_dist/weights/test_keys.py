@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from pathlib import Path
 
 import pytest
 import torch
@@ -97,6 +98,16 @@ def test_names_of_other_projects(rules: Mapping[str, str], order: Callable[[list
         assert torch.equal(matched.state[name], value), name
 
 
+def test_alphabetical_names_without_numbers_do_not_say_the_order_of_equal_layers() -> None:
+    net = build_model("resnet18", 7)
+    weights = renamed(net.state_dict(), {"layer1.0.bn1": "layer1.0.post", "layer1.0.bn2": "layer1.0.final"})
+    assert torch.equal(
+        match_keys(weights, net, "weights").state["layer1.0.bn1.weight"], weights["layer1.0.post.weight"]
+    )
+    with pytest.raises(UserError, match=r"^weights: .* whether layer1\.0\.final or layer1\.0\.post comes first"):
+        match_keys({name: weights[name] for name in sorted(weights)}, net, "weights")
+
+
 def test_another_number_of_classes_leaves_the_head_out() -> None:
     weights = build_model("resnet18", 10).state_dict()
     matched = match_keys(weights, build_model("resnet18", 4), "weights")
@@ -173,3 +184,19 @@ def test_option_a_that_pads_on_both_sides_is_the_same_function(classes: int) -> 
         images = torch.randn(2, 3, 32, 32, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
         with torch.no_grad():
             torch.testing.assert_close(ours.eval()(images), theirs(images), rtol=1e-12, atol=1e-12)
+
+
+def test_the_padding_of_another_projects_option_a_is_an_assumption(tmp_path: Path) -> None:
+    net, file = build_model("resnet20", 10), tmp_path / "resnet20.th"
+    ours = net.state_dict()
+    (note,) = match_keys(ours, net, str(file)).notes
+    assert note.startswith(f"{file}: ")
+    assert "assumed behind the others" in note
+    assert match_keys(renamed(ours, {"fc.": "linear."}), net, str(file)).notes == ()
+    backbone = {name: value for name, value in ours.items() if not name.startswith("fc.")}
+    assert match_keys(backbone, net, str(file)).notes == (note,)
+    assert match_keys(ours, net, str(tmp_path)).notes == (), "a run of this project"
+    file.with_name(f"{file.name}.json").write_text('{"recipe_hash": "0"}')
+    assert match_keys(ours, net, str(file)).notes == (), "written by export"
+    projecting = build_model("resnet20", 10, shortcut="B")
+    assert match_keys(projecting.state_dict(), projecting, str(tmp_path / "b.th")).notes == ()
