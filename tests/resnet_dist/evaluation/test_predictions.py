@@ -39,7 +39,7 @@ def model(monkeypatch: pytest.MonkeyPatch) -> TrainedModel:
     classifier = build_classifier(recipe).eval()
     for parameter in classifier.net.parameters():
         nn.init.normal_(parameter, 0, 0.3)
-    trained = TrainedModel("test", recipe, classifier, None)
+    trained = TrainedModel("test", recipe, classifier, None, notes=("test: assumed",))
     monkeypatch.setattr(evaluation, "load_model", lambda *_, **__: trained)
     return trained
 
@@ -58,6 +58,7 @@ def test_each_sample_has_its_prediction(
     monkeypatch.setattr(predictions, "NUM_TOP", 2)
     table, sheet = tmp_path / "a.parquet", tmp_path / "worst.png"
     found = evaluation.evaluate("test", pictures.beton, outputs=PredictionOutputs(table, worst=sheet))
+    assert "test: assumed" in found.warnings
     rows = parquet.read_table(table).to_pylist()
     logits = logits_of(model, pictures.beton)
     labels = torch.tensor([0, 0, 0, 1, 1, 2, 2])

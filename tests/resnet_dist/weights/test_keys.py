@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from resnet_dist.errors import UserError
 from resnet_dist.models import build_model
 from resnet_dist.weights.keys import head_of, match_keys
+from resnet_dist.weights.source import load_model
 
 
 def randomise(net: nn.Module) -> nn.Module:
@@ -192,6 +193,8 @@ def test_the_padding_of_another_projects_option_a_is_an_assumption(tmp_path: Pat
     (note,) = match_keys(ours, net, str(file)).notes
     assert note.startswith(f"{file}: ")
     assert "assumed behind the others" in note
+    torch.save(ours, file)
+    assert load_model(str(file), recipe="resnet_dist/recipes/cifar10_resnet20.yaml").notes == (note,)
     assert match_keys(renamed(ours, {"fc.": "linear."}), net, str(file)).notes == ()
     backbone = {name: value for name, value in ours.items() if not name.startswith("fc.")}
     assert match_keys(backbone, net, str(file)).notes == (note,)
