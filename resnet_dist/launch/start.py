@@ -167,6 +167,7 @@ def _resolve_init(
     if matched.unexpected:
         unused = few(matched.unexpected, most=_SHOWN)
         lines.append(f"warning: {weights.name} has {unused}, which the net has no place for")
+    lines += [f"warning: {note}" for note in matched.notes]
     lines += [f"warning: {weights.name} {difference}" for difference in _other_use(weights, recipe)]
     return _with_init(recipe, pinned), Start(tuple(lines), _init_tags(pinned))
 
