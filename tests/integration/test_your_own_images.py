@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import re
 import shlex
+from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,7 @@ CHEAPER = {
 
 
 @pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """The current folder; trainings run in this process."""
     (tmp_path / "cluster").symlink_to(ROOT / "cluster")
     monkeypatch.chdir(tmp_path)
@@ -40,7 +41,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(train_module, "ray_session", lambda profile: nullcontext())
     monkeypatch.setattr(train_module, "wait_for_capacity", lambda profile, log: None)
     monkeypatch.setattr(train_module, "ray_group", in_process)
-    return tmp_path
+    yield tmp_path
+    mlflow.set_tracking_uri(None)  # a process has one: the next tests' would be this one's
 
 
 def run(command: str, weights: dict[str, str]) -> None:
