@@ -11,12 +11,15 @@ from typing import Any
 
 import boto3
 import fsspec
+import hypothesis
 import pytest
 from moto.server import ThreadedMotoServer
 
 SHARED_RAY = "shared Ray"
 # Ray reads it once per process: a test that starts a Ray with tokens would break the next one's without.
 os.environ["RAY_AUTH_MODE"] = "disabled"
+hypothesis.settings.register_profile("tests", deadline=None)  # a slow machine is no failure
+hypothesis.settings.load_profile("tests")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

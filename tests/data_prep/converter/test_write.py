@@ -37,6 +37,9 @@ PAGE_BYTES = 2 * MIB
 # --- which ranges -----------------------------------------------------------------------------------------------------
 
 
+NO_SUMS = np.zeros(7, np.int64)
+
+
 @given(
     sizes=st.lists(st.integers(0, PAGE_BYTES) | st.just(PAGE_BYTES), min_size=1, max_size=60),
     cuts=st.sets(st.integers(1, 59)),
@@ -50,7 +53,7 @@ def test_they_are_those_of_the_finished_beton(sizes: list[int], cuts: set[int], 
     early = EarlyRanges("target", num_samples=len(sizes), page_bytes=PAGE_BYTES, range_bytes=range_bytes)
     tasks: list[WriteTask] = []
     for number, (start, stop) in enumerate(pairwise(bounds)):
-        tasks += early.add(UnitPart(WorkUnit(number, start, stop), rows[start:stop], []))
+        tasks += early.add(UnitPart(WorkUnit(number, start, stop), rows[start:stop], [], NO_SUMS))
 
     beton = lay_out(rows[rows["size"] > 0], PAGE_BYTES)
     ranges_of_all = AllRanges("target", beton, write_rows(rows, 0), range_bytes)
