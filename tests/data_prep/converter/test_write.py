@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from data_prep.beton import layout, ranges
 from data_prep.beton.layout import lay_out
 from data_prep.beton.manifest import load_manifest
+from data_prep.beton.statistics import NUM_SUMS
 from data_prep.converter.context import ThisProcess
 from data_prep.converter.convert import ConvertReport, convert
 from data_prep.converter.output import FileOutput
@@ -37,7 +38,7 @@ PAGE_BYTES = 2 * MIB
 # --- which ranges -----------------------------------------------------------------------------------------------------
 
 
-NO_SUMS = np.zeros(7, np.int64)
+NO_SUMS = np.zeros(NUM_SUMS, np.int64)
 
 
 @given(
