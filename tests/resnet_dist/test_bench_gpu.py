@@ -97,7 +97,7 @@ def counted_twice(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def smoothed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(step, "training_loss", lambda logits, targets, train: cross_entropy(logits, targets) * 1.001)
+    monkeypatch.setattr(step, "training_loss", lambda logits, targets, *_: cross_entropy(logits, targets) * 1.001)
 
 
 def nchw(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -108,7 +108,7 @@ def nchw(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def not_finite(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(step, "training_loss", lambda logits, targets, train: logits.sum() * math.nan)
+    monkeypatch.setattr(step, "training_loss", lambda logits, *_: logits.sum() * math.nan)
 
 
 @pytest.mark.parametrize(
