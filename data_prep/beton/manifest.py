@@ -33,6 +33,8 @@ from data_prep.errors import UserError
 from data_prep.shown import shown
 from data_prep.strict_json import parse
 
+ADOPTED = "adopted"
+"""Name of the source of a beton that another writer made."""
 MANIFEST_SCHEMA_VERSION = 3
 _ALGORITHM_OF: Mapping[int, Algorithm] = {2: "xxh3_128", MANIFEST_SCHEMA_VERSION: ALGORITHM}
 """Schema versions that can be read, and their digests."""

@@ -16,7 +16,7 @@ import numpy as np
 
 from data_prep.beton.digest import ALGORITHM, digest_bytes, digest_state
 from data_prep.beton.files import beside, read_location
-from data_prep.beton.manifest import Manifest
+from data_prep.beton.manifest import ADOPTED, Manifest
 from data_prep.errors import UserError
 
 PATHS = ".paths.txt.gz"
@@ -109,6 +109,8 @@ def why_no_paths(beton: str, manifest: Manifest) -> str:
     where = beside(beton, PATHS)
     if manifest.paths_digest:
         return f"source paths are not known: {where} is missing; copy it from where the beton came from"
+    if manifest.source.get("name") == ADOPTED:
+        return "source paths are not known: ffcv's own writer, whose beton was adopted, keeps none"
     return (
         "source paths are not known: the beton was made by an earlier version; the command that converted it, run "
         f"again, writes {where} and nothing else"

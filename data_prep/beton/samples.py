@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from data_prep.beton.contents import content_of, read_contents
 from data_prep.beton.layout import MODE_JPEG, MODE_NAMES
+from data_prep.beton.manifest import ADOPTED
 from data_prep.beton.paths import read_paths, why_no_paths
 from data_prep.beton.reader import BetonReader, open_beton
 from data_prep.beton.table import Columns
@@ -82,7 +83,7 @@ class Samples:
     def is_original(self, index: int) -> bool | None:
         if self.reader.mode(index) != MODE_JPEG:
             return False
-        if self._contents is None:
+        if self._contents is None or self.manifest.source.get("name") == ADOPTED:
             return None
         return content_of(self.reader.image_bytes(index)) == self._contents[index].tobytes()
 

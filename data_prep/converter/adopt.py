@@ -13,6 +13,7 @@ from data_prep.beton.contents import CONTENTS, content_of
 from data_prep.beton.digest import CHUNK_BYTES, digest_bytes, digest_file
 from data_prep.beton.files import cannot_be_written, write_bytes_atomically
 from data_prep.beton.manifest import (
+    ADOPTED,
     MANIFEST_SCHEMA_VERSION,
     Manifest,
     class_names_problem,
@@ -30,9 +31,6 @@ from data_prep.errors import Fault, UserError
 from data_prep.shown import few
 from data_prep.sources.labels import MAX_CLASSES
 from data_prep.sources.splits import WHOLE, splits_in
-
-ADOPTED = "adopted"
-"""The manifest's `source.name`."""
 
 
 def adopt(

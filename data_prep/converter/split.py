@@ -146,6 +146,11 @@ def divide(source: Source, rule: SplitRule, pool: Pool, progress: Progress) -> d
         if len(copies):
             pair = f"{shown(keys[copies[0]])} is {shown(keys[first[copies[0]]])}"
             notes.append(f"{count_of(len(copies), 'file')} equal to others, all on the side of these: {pair}")
+            labels = np.asarray(source.labels)
+            (torn,) = np.nonzero(labels != labels[first])
+            if len(torn):
+                pair = f"{shown(keys[torn[0]])} is {shown(keys[first[torn[0]]])}"
+                notes.append(f"warning: {count_of(len(torn), 'picture')} in two classes, which one is right? {pair}")
         values |= {"val_share": rule.val_share, "seed": rule.seed, "copies": len(copies)}
     parts: dict[str, Source] = {}
     for side, name in enumerate(SPLITS):

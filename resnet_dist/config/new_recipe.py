@@ -141,7 +141,7 @@ def new_recipe(
             _precision(data),
             *class_weights,
         ],
-        _optimizer(data, batch, full_batch, fine_tuning=tuning),
+        _optimizer(data, batch, full_batch, fine_tuning=tuning, new_head=start is not None and not start.same_classes),
         [
             "# The rate rises during the warm-up, because the first steps are the wildest, and then falls to 0.",
             f"schedule: {{kind: cosine, warmup: {{epochs: {epochs // 20}}}}}",
@@ -214,8 +214,9 @@ def _choose_epochs(steps: int, *, fine_tuning: bool) -> tuple[int, str]:
     return epochs, f"{why}: {wanted:,} steps, but {least} to {most} epochs."
 
 
-def _optimizer(data: DataFacts, batch: int, full_batch: int, *, fine_tuning: bool) -> list[str]:
-    peak, decay, factors = (0.03, 1e-4, ", lr_factors: {head: 10}") if fine_tuning else (0.1, 5e-4, "")
+def _optimizer(data: DataFacts, batch: int, full_batch: int, *, fine_tuning: bool, new_head: bool) -> list[str]:
+    peak, decay = (0.03, 1e-4) if fine_tuning else (0.1, 5e-4)
+    factors = ", lr_factors: {head: 10}" if new_head else ""
     why_peak, why_decay = "the usual rate from nothing", "five times ImageNet's, because a smaller set overfits sooner"
     if fine_tuning:
         why_peak, why_decay = "a third of that from nothing", "as ImageNet's weights were trained"
@@ -225,11 +226,10 @@ def _optimizer(data: DataFacts, batch: int, full_batch: int, *, fine_tuning: boo
         f"lr: {peak:g} for {full_batch} images, {why_peak}, and in proportion for other batches (Goyal et al. 2017). "
         f"weight_decay: {why_decay}."
     )
+    if new_head:
+        why += " The new classifier learns faster than the layers below."
     if fine_tuning:
-        why += (
-            " The new classifier learns faster than the layers below. Layers that stay as they are (freeze: [stem, "
-            "layer1]) save time and cannot overfit."
-        )
+        why += " Layers that stay as they are (freeze: [stem, layer1]) save time and cannot overfit."
     settings = f"lr: {peak * batch / full_batch:.3g}, momentum: 0.9, weight_decay: {decay:g}{factors}"
     return [*_comment(why), f"optim: {{name: sgd, {settings}}}"]
 
@@ -314,7 +314,8 @@ def _choose_crops(data: DataFacts, start: StartFacts | None, *, for_cifar: bool)
             test=f"{{kind: center_crop, size: {side}, resize: {side}}}",
             why=f"All pictures have {side} x {side} px: shifted by an eighth of that in training, never resized.",
         )
-    multiple = 4 if for_cifar else 16
+    # Sizes are usually multiples of 16; for pictures of a few px that would cut most of each away.
+    multiple = 4 if for_cifar or side < 112 else 16
     usual_size, usual_resize = (64, 64) if for_cifar else (224, 256)
     resampling = ""
     if start is not None and start.size and start.resize:
@@ -345,7 +346,9 @@ def _net_warnings(data: DataFacts, net: str, start: StartFacts | None, *, for_ci
     side, other = data.short_side, suggest_net(data)
     if for_cifar and side > 2 * SMALL_PICTURE:
         return [f"{net} is for small pictures, and these have {side} px; --net {other} sees more of them"]
-    enlarge = "enlarge them on purpose, with a random_resized_crop of a larger size, and data.eval likewise"
+    enlarge = (
+        "enlarge them on purpose: random_resized_crop of size 112 in data.train, size 112 of resize 128 in data.eval"
+    )
     if start is not None and start.size and side < start.size / 2:
         return [f"the weights are for {start.size} px, and these pictures have {side} px: you may have to {enlarge}"]
     if not for_cifar and side <= SMALL_PICTURE:

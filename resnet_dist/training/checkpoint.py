@@ -211,7 +211,8 @@ def require_same(found: CheckpointMetadata, expected: Identity, recipe: Recipe, 
         differs = ", ".join(changes[:_MAX_CHANGES_SHOWN]) + (", ..." if len(changes) > _MAX_CHANGES_SHOWN else "")
         raise UserError(
             f"{where}: this run began with another recipe: {differs or 'no key that this version knows'} "
-            f"(hash {found.identity.recipe_hash} -> {expected.recipe_hash}); use a new --name, or undo the change"
+            f"(hash {found.identity.recipe_hash} -> {expected.recipe_hash}); use a new --name, or undo the "
+            "change; a new run can continue it with other settings: --fork"
         )
     names, theirs = found.identity.class_names, expected.class_names
     differ = difference(names, theirs, "the run", "data_root") if names and theirs else None

@@ -340,8 +340,8 @@ def _open(url: str, method: str = "GET") -> Any:
 
 def _missing(source: str, url: str, why: str, remedy: str) -> UserError:
     return UserError(
-        f"{source}: its file is not on this machine and cannot be downloaded ({why}); download {url} elsewhere and "
-        f"give --weights FILE, or {remedy}"
+        f"{source}: its file is not on this machine and cannot be downloaded ({why}); download {url} elsewhere "
+        f"and {remedy}; or name the file itself, by `evaluate --weights FILE` or as model.init.weights"
     )
 
 
