@@ -190,3 +190,18 @@ def test_a_net_for_other_sizes_is_warned_of_and_nothing_is_enlarged() -> None:
 def test_one_image_is_refused() -> None:
     with pytest.raises(UserError, match="has 1 image"):
         written(facts(1))
+
+
+def test_small_pictures_are_seen_nearly_whole_by_large_nets() -> None:
+    start = StartFacts("torchvision:resnet18.IMAGENET1K_V1", net="resnet18", size=224, resize=256)
+    recipe, _, warnings = written(facts(100, 100, side=33, sides=(24, 60)), start=start)
+    assert (recipe.data.eval.size, recipe.data.eval.resize) == (28, 33)
+    assert any("size of 112" in warning or "size 112" in warning for warning in warnings)
+
+
+def test_a_head_that_is_kept_learns_as_fast_as_the_rest() -> None:
+    same = StartFacts("runs/before", net="resnet20", same_classes=True)
+    assert written(facts(100, 100, side=32), start=same)[0].optim.lr_factors == {}
+    assert written(facts(100, 100, side=32), start=StartFacts("w.pth", net="resnet20"))[0].optim.lr_factors == {
+        "head": 10
+    }
