@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -102,21 +101,16 @@ def read_facts(train: Path) -> tuple[DataFacts, list[str]]:
 
 def start_facts(source: str, weights: Weights | None, data: DataFacts) -> StartFacts:
     """What the weights say about themselves. `weights`: None for published ones, which are not downloaded for this."""
-    from resnet_dist.config.recipe import FROM_DATA, ModelConfig
+    from resnet_dist.config.recipe import FROM_DATA
+    from resnet_dist.models.resnet import chosen_options
     from resnet_dist.weights.published import published
-
-    def options(model: Mapping[str, Any]) -> dict[str, Any]:
-        plain = ModelConfig(name="", num_classes=1).build_options()
-        return {
-            key: value for key, value in model.items() if key not in ("name", "num_classes") and value != plain[key]
-        }
 
     if weights is None:
         known = published(source)
         return StartFacts(
             source,
             net=known.model["name"],
-            net_options=options(known.model),
+            net_options=chosen_options(known.model),
             same_classes=len(data.class_names) == known.model["num_classes"],
             mean=known.mean,
             std=known.std,
@@ -131,7 +125,7 @@ def start_facts(source: str, weights: Weights | None, data: DataFacts) -> StartF
     return StartFacts(
         source,
         net=of_run.model.name,
-        net_options=options(of_run.model.build_options()),
+        net_options=chosen_options(of_run.model.build_options()),
         same_classes=weights.class_names == tuple(data.class_names),
         mean=of_run.data.mean,
         std=of_run.data.std,

@@ -7,6 +7,7 @@ A seed's first weights are torchvision's too: the order in which modules are mad
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Literal, get_args
 
@@ -52,6 +53,15 @@ class NetOptions:
         {'shortcut': 'C', 'dropout': 0.1}
         """
         return {f.name: value for f in fields(self) if (value := getattr(self, f.name)) != f.default}
+
+
+def chosen_options(model: Mapping[str, Any]) -> dict[str, Any]:
+    """The options that differ from their default, of the arguments of `build_model`.
+
+    >>> chosen_options({"name": "resnet50", "num_classes": 10, "dropout": 0.1, "groups": 1})
+    {'dropout': 0.1}
+    """
+    return NetOptions(**{key: value for key, value in model.items() if key not in ("name", "num_classes")}).chosen()
 
 
 # ---- Convolutions ----------------------------------------------------------------------------------------------------

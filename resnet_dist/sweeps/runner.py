@@ -20,7 +20,7 @@ from resnet_dist.sweeps.prepare import PreparedSweep, trials_at_once
 from resnet_dist.sweeps.record import SweepRecord, end_trial
 from resnet_dist.sweeps.sweep import Sweep, stopped_at
 from resnet_dist.sweeps.trial import TrialEvaluation, TrialResult
-from resnet_dist.training.checkpoint_manager import START, prune
+from resnet_dist.training.checkpoint_manager import BEST, START, prune
 
 _COUNT_EVERY_S = 2.0
 _HOPELESS = 3
@@ -192,5 +192,5 @@ def thin(storage: RunStorage, outcome: TrialOutcome) -> None:
     """A trial that is over needs no checkpoint to resume from; one that reached its end keeps its weights."""
     prune(storage, keep=1 if outcome == "finished" else 0)
     if outcome != "finished":
-        storage.remove("best")
+        storage.remove(BEST)
         storage.remove(START)

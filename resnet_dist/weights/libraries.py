@@ -13,7 +13,7 @@ from torch import nn
 
 from resnet_dist.errors import UserError
 from resnet_dist.models.registry import BASELINES, LAYOUTS, MODEL_NAMES, build_model
-from resnet_dist.models.resnet import NetOptions
+from resnet_dist.models.resnet import chosen_options
 from resnet_dist.weights.published import Inexpressible, options_of
 
 Keys = Literal["torchvision", "timm", "own"]
@@ -48,7 +48,7 @@ def library_net(model: Mapping[str, Any], keys: Keys | None) -> LibraryNet:
 
 
 def _own(model: Mapping[str, Any]) -> LibraryNet:
-    changed = NetOptions(**_options(model)).chosen()
+    changed = chosen_options(model)
     arguments = "".join(f", {key}={value!r}" for key, value in changed.items())
     call = f"resnet_dist.models.build_model({model['name']!r}, {model['num_classes']}{arguments})"
     return LibraryNet("own", call, partial(build_model, **model))
@@ -87,16 +87,12 @@ def _in_timm(model: Mapping[str, Any]) -> LibraryNet | None:
     return None
 
 
-def _options(model: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in model.items() if key not in ("name", "num_classes")}
-
-
 def _structure(model: Mapping[str, Any]) -> tuple[Any, ...]:
     """Equal for nets that are the same but for their names here: `resnet101` with groups, `resnext101_32x8d`."""
     name = model["name"]
     if name in BASELINES:
         return (name,)
-    layout, chosen = LAYOUTS[name], NetOptions(**_options(model)).chosen()
+    layout, chosen = LAYOUTS[name], chosen_options(model)
     options = {"shortcut": layout.shortcut, **layout.options, **chosen}
     options = {key: value for key, value in options.items() if key not in _ONLY_IN_TRAINING}
     return layout.family, layout.block, layout.num_blocks, tuple(sorted(options.items()))

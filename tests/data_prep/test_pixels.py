@@ -304,7 +304,7 @@ def test_without_its_reader_an_avif_is_named(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_the_plugin_for_heic_is_used_where_it_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its own reader is not installed here: Pillow's of PNG stands in for it."""
+    """pillow-heif is not installed here; Pillow's PNG reader takes its place."""
     ftyp = b"\0\0\0\x18ftypheic\0\0\0\0mif1heic"
 
     def reader(file: io.BytesIO) -> Any:

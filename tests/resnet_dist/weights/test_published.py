@@ -18,16 +18,7 @@ from resnet_dist.models import MODEL_NAMES, build_model
 from resnet_dist.weights.keys import match_keys
 from resnet_dist.weights.published import published, published_file
 from resnet_dist.weights.source import load_model
-
-
-def randomise(net: nn.Module) -> nn.Module:
-    """Values that no initialisation gives, so that a swapped key or an ignored statistic shows."""
-    generator = torch.Generator().manual_seed(1)
-    for name, tensor in net.state_dict().items():
-        if tensor.is_floating_point():
-            noise = torch.rand(tensor.shape, generator=generator)
-            tensor.copy_(0.5 + noise if tensor.ndim == 1 and "bias" not in name else tensor + 0.1 * (noise - 0.5))
-    return net.eval()
+from tests.resnet_dist.weights.randomised import randomise
 
 
 @torch.no_grad()
