@@ -233,7 +233,73 @@ class HyperBand(Section):
     reduction_factor: Annotated[float, Field(gt=1)] = 3
 
 
-SchedulerConfig = Annotated[Fifo | Asha | Median | HyperBand, Field(discriminator="kind")]
+_Rungs = tuple[Annotated[float, Field(gt=0, lt=1)], ...]
+"""Shares of a trial's own schedule, ascending."""
+_Cooldown = Annotated[float, Field(gt=0, le=1)]
+"""Steps of a cooldown, as a share of the steps before it."""
+Carry = Literal["tau", "tau_share"]
+"""What a shorter schedule keeps of weight decay. tau: rate and decay are unchanged, so that tau in epochs is.
+tau_share: the rate is unchanged, and the decay such that tau is the same share of the schedule."""
+
+
+class Annealed(Section):
+    """Successive halving by annealed scores. At a rung every trial is forked into a cooldown, in which the rate goes
+    to zero; the best 1 / `reduction_factor` by the score after it continue from where they were.
+
+    A rung decides when all its trials have a score, so the order in which results come changes nothing.
+    """
+
+    kind: Literal["annealed"]
+    rungs: Annotated[_Rungs, Field(min_length=1)] = (0.11, 0.33)
+    cooldown: _Cooldown = 0.2
+    reduction_factor: Annotated[float, Field(gt=1)] = 3
+
+    @model_validator(mode="after")
+    def _ascending(self) -> Annealed:
+        _require_ascending("rungs", self.rungs)
+        return self
+
+
+class Halving(Section):
+    """Successive halving by whole schedules: every rung trains its points from the start with a schedule of so many
+    epochs, and the best 1 / `reduction_factor` go to the next rung."""
+
+    kind: Literal["halving"]
+    rungs: Annotated[tuple[PositiveInt, ...], Field(min_length=2)]
+    """Epochs, ascending; the last are the recipe's `train.total_epochs`."""
+    reduction_factor: Annotated[float, Field(gt=1)] = 3
+    carry: Carry = "tau"
+
+    @model_validator(mode="after")
+    def _ascending(self) -> Halving:
+        _require_ascending("rungs", self.rungs)
+        return self
+
+
+class Record(Section):
+    """Stops no trial, and records for `tune compare` what the other schedulers would see."""
+
+    kind: Literal["record"]
+    cooldowns: _Rungs = ()
+    """Shares of the schedule after which a cooldown forks."""
+    cooldown: _Cooldown = 0.2
+    shorts: tuple[PositiveInt, ...] = ()
+    """Epochs of whole, shorter schedules."""
+    carry: Carry = "tau"
+
+    @model_validator(mode="after")
+    def _ascending(self) -> Record:
+        _require_ascending("cooldowns", self.cooldowns)
+        _require_ascending("shorts", self.shorts)
+        return self
+
+
+def _require_ascending(key: str, values: tuple[float, ...]) -> None:
+    if list(values) != sorted(set(values)):
+        raise ValueError(f"{key} must ascend, got {list(values)}")
+
+
+SchedulerConfig = Annotated[Fifo | Asha | Median | HyperBand | Annealed | Halving | Record, Field(discriminator="kind")]
 
 
 class Budget(Section):
@@ -336,8 +402,13 @@ class Space(Section):
             found.append("space: all parameters are derived; one must be free")
         if isinstance(self.search, CmaSearch) and sum(not isinstance(p, Derived) for p in self.space.values()) < 2:
             found.append("search: cma needs two or more free parameters; take tpe")
-        if isinstance(self.search, TpeSearch | CmaSearch) and isinstance(self.scheduler, HyperBand):
-            found.append("scheduler: hyperband fills its brackets before any result is known; use asha or median")
+        if isinstance(self.search, TpeSearch | CmaSearch) and isinstance(
+            self.scheduler, HyperBand | Annealed | Halving | Record
+        ):
+            found.append(
+                f"scheduler: {self.scheduler.kind} starts all points before any result is known, {self.search.kind} "
+                "proposes them by results; use scheduler asha or median, or search sobol or random"
+            )
         if self.trials is None and not grid:
             found.append("trials: is missing; only a grid knows its own number")
         if self.resources.gpus > 1:

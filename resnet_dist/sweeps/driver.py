@@ -59,7 +59,7 @@ def run_sweep(prepared: PreparedSweep, log: Log) -> SweepEnd:
             now_s=time.time,
             key=prepared.builder.key,
         )
-        sweep.begin()
+        sweep.begin(prepared.is_saved)
         if sweep.is_over():
             return _finish(prepared, "all trials ended")
         # At most: if every point reaches its end, and so gets all its seeds.

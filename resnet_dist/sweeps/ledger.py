@@ -10,6 +10,7 @@ import contextlib
 import fcntl
 import json
 import os
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -28,6 +29,9 @@ TrialOutcome = Literal["finished", "stopped", "diverged", "failed"]
 """stopped: early, by the scheduler. failed: its retries are used up."""
 Verdict = Literal["go on", "stop", "wait"]
 """The answer to an evaluation. wait: save, release the resources, and perhaps resume later."""
+TrialKind = Literal["point", "short", "cooldown"]
+"""point: the whole schedule, whose end is the point's score. short: a whole schedule of fewer epochs. cooldown: a fork
+of the point's first run in which the rate goes to zero."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,6 +70,9 @@ class TrialAdded:
     seed_number: int
     point: Mapping[str, Any]
     time_s: float
+    kind: TrialKind = "point"
+    rung: float = 0.0
+    """Epochs of a short schedule, or those after which a cooldown forks."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,6 +102,8 @@ class TrialLeft:
     time_s: float
     is_fault: bool = False
     """Whether it counts as one of the trial's failures."""
+    is_saved: bool = True
+    """False: its last checkpoint is before its last report."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -214,6 +223,9 @@ class TrialState:
     number: int
     seed_number: int
     point: Point
+    kind: TrialKind = "point"
+    rung: float = 0.0
+    """See `TrialAdded`."""
     status: TrialStatus = "waiting"
     reports: list[TrialReported] = field(default_factory=list)
     """By ascending epoch, each once."""
@@ -229,6 +241,16 @@ class TrialState:
     def epoch(self) -> float:
         """How far it has come, by its newest report."""
         return self.end.epoch if self.end else (self.reports[-1].epoch if self.reports else 0.0)
+
+    @property
+    def spent_epochs(self) -> float:
+        """Epochs that it trained itself: those before a cooldown's fork are its trunk's."""
+        return max(self.epoch - self.rung, 0.0) if self.kind == "cooldown" else self.epoch
+
+    @property
+    def is_first_run(self) -> bool:
+        """Whether it is the run that decides about its point."""
+        return self.kind == "point" and self.seed_number == 0
 
     @property
     def metrics(self) -> Mapping[str, float]:
@@ -260,8 +282,9 @@ class SweepState:
                 self.num_drivers += 1
                 self._driver_s = event.time_s
             case TrialAdded():
-                point = dict(event.point)
-                self.trials[event.trial] = TrialState(event.trial, event.number, event.seed_number, point)
+                self.trials[event.trial] = TrialState(
+                    event.trial, event.number, event.seed_number, dict(event.point), event.kind, event.rung
+                )
             case TrialStarted():
                 self.trials[event.trial].status, self.trials[event.trial].verdict = "running", "go on"
                 self._started_s[event.trial] = event.time_s
@@ -289,7 +312,7 @@ class SweepState:
 
     def _left(self, event: TrialLeft) -> None:
         trial = self.trials[event.trial]
-        trial.status = "paused" if trial.verdict == "wait" else "waiting"
+        trial.status = "paused" if trial.verdict == "wait" and event.is_saved else "waiting"
         trial.seconds += event.time_s - self._started_s.pop(event.trial, event.time_s)
         if event.is_fault:
             trial.num_faults += 1
@@ -314,8 +337,15 @@ def replay(events: Iterable[Event]) -> SweepState:
     return state
 
 
-def trial_name(number: int, seed_number: int) -> str:
-    """`t0007`, `t0007-s1` for the second seed of the same point."""
+def trial_name(number: int, seed_number: int = 0, kind: TrialKind = "point", rung: float = 0.0) -> str:
+    """`t0007`; `t0007-s1` for the second seed of the same point, `t0007-e3` for a short schedule of 3 epochs,
+    `t0007-c3` for a cooldown after 3 epochs.
+    """
+    match kind:
+        case "short":
+            return f"t{number:04d}-e{rung:g}"
+        case "cooldown":
+            return f"t{number:04d}-c{rung:g}"
     return f"t{number:04d}" + (f"-s{seed_number}" if seed_number else "")
 
 
@@ -325,13 +355,20 @@ def final_score(space: Space, end: TrialEnded) -> float:
 
 
 def spent_epochs(state: SweepState) -> float:
-    return sum(trial.epoch for trial in state.trials.values())
+    return sum(trial.spent_epochs for trial in state.trials.values())
 
 
 def saved_epochs(state: SweepState, epochs_per_trial: float) -> float:
-    """Epochs that the trials that were stopped early did not train."""
-    stopped = [trial for trial in state.trials.values() if trial.status == "stopped"]
-    return sum(epochs_per_trial - trial.epoch for trial in stopped)
+    """Epochs that the points that were stopped early, or lost at a rung of short schedules, did not train."""
+    spent: dict[int, float] = defaultdict(float)
+    farthest: dict[int, float] = defaultdict(float)
+    for trial in state.trials.values():
+        spent[trial.number] += trial.spent_epochs
+        farthest[trial.number] = max(farthest[trial.number], trial.rung if trial.kind == "short" else epochs_per_trial)
+    stopped = {trial.number for trial in state.trials.values() if trial.status == "stopped"}
+    # A rung of short schedules starts the next one's the moment it decides.
+    lost = {number for number, epochs in farthest.items() if epochs < max(farthest.values())}
+    return sum(epochs_per_trial - spent[number] for number in stopped | lost)
 
 
 def summary(state: SweepState, epochs_per_trial: float) -> dict[str, float]:

@@ -17,6 +17,7 @@ from resnet_dist.config.space import (
     COORDINATES,
     LR_PER_256,
     TAU_EPOCHS,
+    Carry,
     Choice,
     Derived,
     Grid,
@@ -185,6 +186,22 @@ class Builder:
     def proxy(self, point: Point, seed_number: int = 0) -> Recipe:
         """The recipe of a trial. Raises ValueError with all mistakes in one line."""
         return self._build(point, self.space.proxy, self.num_proxy_samples, seed_number)
+
+    def short(self, point: Point, epochs: int, carry: Carry) -> Recipe:
+        """The proxy with its whole schedule, warm-up included, in `epochs`. Raises ValueError."""
+        whole = self.proxy(point)
+        ratio = epochs / whole.train.total_epochs
+        overrides: dict[str, Any] = {"train.total_epochs": epochs, "eval.every_epochs": epochs}
+        if whole.schedule.warmup.epochs:
+            overrides["schedule.warmup.epochs"] = whole.schedule.warmup.epochs * ratio
+        if carry == "tau_share":
+            overrides["optim.weight_decay"] = float(f"{whole.optim.weight_decay / ratio:.6g}")
+        return recipe_from_tree(whole.model_dump(mode="json"), overrides)
+
+    def cooldown(self, point: Point, checkpoint: str, cooldown: float) -> Recipe:
+        """The proxy from its checkpoint on, with the rate going to zero. Raises ValueError."""
+        fork = {"checkpoint": checkpoint, "schedule": "cooldown", "cooldown": cooldown}
+        return recipe_from_tree(self.proxy(point).model_dump(mode="json"), {"fork": fork})
 
     def full(self, point: Point) -> Recipe:
         """The base recipe with the point's values and without the proxy's overrides. Raises ValueError."""

@@ -14,17 +14,17 @@ from resnet_dist.config.loading import load_space, read_tree, recipe_from_tree
 from resnet_dist.config.profile import Profile, Workers
 from resnet_dist.config.recipe import FROM_DATA, Recipe, recipe_changes
 from resnet_dist.config.run_name import require_run_name
-from resnet_dist.config.space import Space, sweep_hash
+from resnet_dist.config.space import Annealed, Halving, Record, Space, sweep_hash
 from resnet_dist.errors import UserError
 from resnet_dist.launch.cluster import ClusterNode, listed, no_gpus, require_capacity, worker_bundles, worker_capacity
 from resnet_dist.launch.preflight import manifest_of, prepare, require_micro_batch_each
 from resnet_dist.storage.base import RunStorage
 from resnet_dist.storage.locations import beside, is_url, open_storage
 from resnet_dist.sweeps.analysis.next_sweep import warm_start
-from resnet_dist.sweeps.ledger import Began, Event, ledger_file, read_ledger
+from resnet_dist.sweeps.ledger import Began, Event, TrialState, ledger_file, read_ledger, trial_name
 from resnet_dist.sweeps.points import Builder, Point, planned_points, random_point, require_buildable, require_proxy
 from resnet_dist.sweeps.scheduler import judged_epoch, rung_shares
-from resnet_dist.training.checkpoint import Identity
+from resnet_dist.training.checkpoint import Identity, checkpoint_name
 from resnet_dist.training.schedule import plan_run
 
 _MOST_POINTS = 1_000_000
@@ -54,6 +54,29 @@ class PreparedSweep:
 
     def trial_storage(self, trial: str) -> RunStorage:
         return open_storage(beside(self.trial_profile.storage, self.trial_run(trial)))
+
+    def recipe(self, trial: TrialState, trials: Mapping[str, TrialState]) -> Recipe:
+        """What the trial trains.
+
+        Args:
+            trials: all, by name; a cooldown forks from one of them.
+        """
+        scheduler = self.space.scheduler
+        if trial.kind == "short":
+            assert isinstance(scheduler, Halving | Record)
+            return self.builder.short(trial.point, int(trial.rung), scheduler.carry)
+        if trial.kind == "cooldown":
+            assert isinstance(scheduler, Annealed | Record)
+            trunk = trials[trial_name(trial.number)]
+            step = next(report.step for report in trunk.reports if report.epoch == trial.rung)
+            checkpoint = f"{self.trial_storage(trunk.name).location}/{checkpoint_name(int(trial.rung), step)}"
+            return self.builder.cooldown(trial.point, checkpoint, scheduler.cooldown)
+        return self.builder.proxy(trial.point, trial.seed_number)
+
+    def is_saved(self, trial: TrialState) -> bool:
+        """Whether the trial has the checkpoint of its last report."""
+        last = trial.reports[-1]
+        return checkpoint_name(int(last.epoch), last.step) in self.trial_storage(trial.name).names()
 
     def total_epochs(self, point: Point) -> float:
         """The length of the point's schedule, or where its run ends if that is earlier."""
@@ -245,6 +268,39 @@ def require_judged_at_rungs(space: Space, epochs: float, eval_every_epochs: int)
             )
 
 
+def require_rungs_fit(space: Space, proxy: Recipe, epochs: float) -> None:
+    """Raises UserError if the trials' schedule cannot be made shorter or annealed as the scheduler says.
+
+    Args:
+        proxy: the recipe of a trial.
+        epochs: those after which its run ends.
+    """
+    scheduler, total = space.scheduler, proxy.train.total_epochs
+    where = f"scheduler: {scheduler.kind}"
+    judged = [judged_epoch(share, epochs, proxy.eval.every_epochs) for share in rung_shares(scheduler)]
+    if isinstance(scheduler, Annealed | Record) and len(set(judged)) < len(judged):
+        raise UserError(
+            f"{where}: two of its rungs are at epoch {max(judged, key=judged.count):g} of {epochs:g}; leave one out"
+        )
+    if isinstance(scheduler, Annealed | Record) and judged and proxy.fork and proxy.fork.schedule != "whole":
+        raise UserError(f"{where}: a cooldown forks a run with a schedule of its own, not with fork.schedule: rest")
+    shorts: tuple[int, ...] = ()
+    if isinstance(scheduler, Halving | Record):
+        shorts = scheduler.rungs if isinstance(scheduler, Halving) else scheduler.shorts
+    if not shorts:
+        return
+    if proxy.train.max_steps is not None or proxy.fork is not None or proxy.schedule.kind == "plateau":
+        key = "schedule.kind plateau" if proxy.schedule.kind == "plateau" else "train.max_steps or a fork"
+        raise UserError(f"{where}: with {key} there is no whole schedule to make shorter; take annealed or asha")
+    if isinstance(scheduler, Halving) and shorts[-1] != total:
+        raise UserError(
+            f"{where}: the last of its rungs, {shorts[-1]} epochs, must be the trials' train.total_epochs, {total}; "
+            "change one of them"
+        )
+    if isinstance(scheduler, Record) and shorts[-1] >= total:
+        raise UserError(f"{where}: shorts must have fewer epochs than the trials' {total}, got {shorts[-1]}")
+
+
 def _require_plannable(
     builder: Builder, profile: Profile, points: Sequence[Point], where: str, *, is_new: bool
 ) -> None:
@@ -259,9 +315,22 @@ def _require_plannable(
             require_micro_batch_each(recipe, profile)
             plan = plan_run(recipe, profile, builder.num_proxy_samples)
             if is_new:
-                require_judged_at_rungs(builder.space, plan.last_step / plan.steps_per_epoch, recipe.eval.every_epochs)
+                epochs = plan.last_step / plan.steps_per_epoch
+                require_judged_at_rungs(builder.space, epochs, recipe.eval.every_epochs)
+                require_rungs_fit(builder.space, recipe, epochs)
+                _require_shorts_plannable(builder, profile, point)
         except UserError as error:
             raise UserError(f"{where}: {error}") from None
+
+
+def _require_shorts_plannable(builder: Builder, profile: Profile, point: Point) -> None:
+    """Raises UserError unless the shortest schedule can be planned."""
+    match builder.space.scheduler:
+        case Halving(rungs=epochs, carry=carry) | Record(shorts=epochs, carry=carry) if epochs:
+            try:
+                plan_run(builder.short(point, epochs[0], carry), profile, builder.num_proxy_samples)
+            except ValueError as error:
+                raise UserError(f"a schedule of {epochs[0]} epochs: {error}") from None
 
 
 # How many trials fit into a cluster at once. A trial holds all it needs before it starts.

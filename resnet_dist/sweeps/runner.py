@@ -38,6 +38,8 @@ class TrialRunner:
         self._counted_s = -_COUNT_EVERY_S
         self._alive_s = time.monotonic()
         self._stopping_s: float | None = None
+        self._thinned: set[tuple[str, bool]] = set()
+        """Trials by name, and whether they keep their weights."""
 
     def __reduce__(self) -> tuple[type[object], tuple[()]]:
         """Tune pickles the searcher and the scheduler into a file that nobody reads: the ledger is the memory."""
@@ -55,7 +57,7 @@ class TrialRunner:
         if trial is None:
             return None
         self._sweep.start(trial)
-        recipe = self._prepared.builder.proxy(trial.point, trial.seed_number)
+        recipe = self._prepared.recipe(trial, self._sweep.state.trials)
         run = self._prepared.trial_run(trial.name)
         return {"trial": trial.name, "run": run, "recipe": recipe.model_dump(mode="json")}
 
@@ -101,7 +103,9 @@ class TrialRunner:
             result = TrialResult("stopped", epoch=last.epoch, step=last.step, metrics=last.metrics)
             self._end(trial, "stopped", result, stopped_at(known))
             return
-        self._sweep.leave(trial, why, is_fault=True)
+        # One that was to wait may have died before its checkpoint.
+        is_saved = known.verdict != "wait" or self._prepared.is_saved(known)
+        self._sweep.leave(trial, why, is_fault=True, is_saved=is_saved)
         if known.num_faults > self._prepared.profile.failure.max_failures:
             self._end(trial, "failed", TrialResult("fault", epoch=known.epoch, metrics=known.metrics), why)
         else:
@@ -165,8 +169,7 @@ class TrialRunner:
         )
         if outcome == "failed":
             end_trial(storage, self._prepared.profile.tracking_uri, "FAILED", f"failed: {reason}")
-        with suppress(OSError):  # files that are left over take disk space, no more
-            thin(storage, outcome)
+        self._thin()
         state = self._sweep.state
         ended = [known for known in state.trials.values() if known.end is not None]
         ranking = rank(self._prepared.space, state)
@@ -179,6 +182,24 @@ class TrialRunner:
                 f"the first {len(ended)} trials failed, so the sweep ends: {reason}; the last is {storage.location}"
             )
 
+    def _thin(self) -> None:
+        """Removes checkpoints of trials that are over, also of those that lost while they waited."""
+        trials = self._sweep.state.trials.values()
+        farthest: dict[int, TrialState] = {}
+        for trial in trials:
+            if trial.status == "finished" and trial.seed_number == 0:
+                known = farthest.setdefault(trial.number, trial)
+                if (trial.kind == "point", trial.rung) > (known.kind == "point", known.rung):
+                    farthest[trial.number] = trial
+        for trial in trials:
+            if trial.end is None:
+                continue
+            keep = trial.status == "finished" and (trial.kind == "point" or farthest[trial.number] is trial)
+            if (trial.name, keep) not in self._thinned:
+                self._thinned.add((trial.name, keep))
+                with suppress(OSError):  # files that are left over take disk space, no more
+                    thin(self._prepared.trial_storage(trial.name), keep=keep)
+
     def _line(self, trial: TrialState, num_ended: int, best: float | None) -> str:
         metric = self._prepared.space.metric
         score = f" {metric} {trial.metrics[metric]:.4g}" if metric in trial.metrics else ""
@@ -188,9 +209,13 @@ class TrialRunner:
         return f"{count} {trial.name} {reason}{score} ({describe(trial.point)}){so_far}"
 
 
-def thin(storage: RunStorage, outcome: TrialOutcome) -> None:
-    """A trial that is over needs no checkpoint to resume from; one that reached its end keeps its weights."""
-    prune(storage, keep=1 if outcome == "finished" else 0)
-    if outcome != "finished":
+def thin(storage: RunStorage, *, keep: bool) -> None:
+    """A trial that is over needs no checkpoint to resume from.
+
+    Args:
+        keep: whether its last weights stay.
+    """
+    prune(storage, keep=1 if keep else 0)
+    if not keep:
         storage.remove(BEST)
         storage.remove(START)

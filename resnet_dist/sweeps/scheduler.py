@@ -7,27 +7,31 @@ their state in memory, where a killed driver loses it; here every decision is wo
 from __future__ import annotations
 
 import math
-from collections import defaultdict
-from collections.abc import Sequence
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
 
-from resnet_dist.config.space import Asha, Fifo, HyperBand, Median, SchedulerConfig
+from resnet_dist.config.space import Annealed, Asha, Fifo, Halving, HyperBand, Median, Record, SchedulerConfig
 from resnet_dist.sweeps.ledger import Verdict
 
 
 @dataclass(frozen=True)
 class SchedulerEvent:
-    """What happened to the first run of a point, as a scheduler sees it."""
+    """What happened to the first run of a point, as a scheduler sees it.
 
-    kind: Literal["added", "reported", "ended"]
+    judged: its cooldown or its short schedule has ended, with a score.
+    """
+
+    kind: Literal["added", "reported", "judged", "ended"]
     trial: str
+    """The point's first run, even if there is only a short schedule so far."""
     share: float = 0.0
     """The part of its own schedule that the trial has completed."""
     score: float = 0.0
-    """Higher is better: a metric to be minimized is negated."""
+    """Higher is better: a metric to be minimized is negated. -inf: it diverged or failed, where a rule must know."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +42,8 @@ class Decision:
     """Paused trials that may resume."""
     abandoned: Sequence[str] = ()
     """Trials that have lost: their bracket was halved, while they were paused or by their own report."""
+    promoted: Sequence[frozenset[str]] = ()
+    """For each rung of `halving` but the last, the trials that have come beyond it."""
 
 
 def decide(scheduler: SchedulerConfig, history: Sequence[SchedulerEvent]) -> Decision:
@@ -51,6 +57,13 @@ def decide(scheduler: SchedulerConfig, history: Sequence[SchedulerEvent]) -> Dec
             return Decision(median(scheduler, history))
         case HyperBand():
             return hyperband(scheduler, history)
+        case Annealed():
+            return annealed(scheduler, history)
+        case Halving(rungs=rungs, reduction_factor=factor):
+            kept = [frozenset(rung.kept) for rung in halved(len(rungs) - 1, factor, history)]
+            return Decision(promoted=kept)
+        case Record():
+            return record(scheduler, history)
 
 
 def rung_shares(scheduler: SchedulerConfig) -> list[float]:
@@ -62,6 +75,8 @@ def rung_shares(scheduler: SchedulerConfig) -> list[float]:
             return [1 / factor**2, 1 / factor]
         case Median(grace=share):
             return [share]
+        case Annealed(rungs=shares) | Record(cooldowns=shares):
+            return list(shares)
         case _:
             return []
 
@@ -122,6 +137,90 @@ def median(config: Median, history: Sequence[SchedulerEvent]) -> Verdict:
     ]
     means = [np.mean(other) for other in scores if other]
     return "stop" if len(means) >= config.min_trials and np.median(means) > best else "go on"
+
+
+@dataclass
+class Rung:
+    """Points that are halved together, once each has a score there."""
+
+    contenders: list[str] = field(default_factory=list)
+    scores: dict[str, float] = field(default_factory=dict)
+    kept: set[str] = field(default_factory=set)
+    """Those that have come beyond it."""
+
+    @property
+    def is_decided(self) -> bool:
+        return len(self.scores) == len(self.contenders)
+
+
+def halved(num_rungs: int, factor: float, history: Sequence[SchedulerEvent]) -> list[Rung]:
+    """Synchronous successive halving (Jamieson and Talwalkar 2016, arXiv 1502.07943) by the scores of "judged" events.
+
+    A rung keeps the best ceil(n / factor) of its n contenders, of equal ones those that were added first, and none that
+    diverged. Points that are added later are judged together with those before them; who was kept stays.
+    """
+    rungs = [Rung() for _ in range(num_rungs)]
+    at: dict[str, int] = {}
+    """The rung that each trial's next score is for."""
+    number: dict[str, int] = {}
+    for event in history:
+        if event.kind == "added":
+            number[event.trial], at[event.trial] = len(number), 0
+            rungs[0].contenders.append(event.trial)
+            continue
+        index = at[event.trial]
+        if event.kind == "reported" or index == num_rungs or event.trial not in rungs[index].contenders:
+            continue
+        # One that ends before it has its score there has diverged or failed.
+        rungs[index].scores[event.trial] = event.score if event.kind == "judged" else -math.inf
+        at[event.trial] += 1
+        if rungs[index].is_decided:
+            scores, contenders = rungs[index].scores, rungs[index].contenders
+            best = sorted(contenders, key=lambda trial: (-scores[trial], number[trial]))
+            kept = {trial for trial in best[: math.ceil(len(best) / factor)] if scores[trial] > -math.inf}
+            if index + 1 < num_rungs:
+                rungs[index + 1].contenders += sorted(kept - rungs[index].kept, key=number.__getitem__)
+            rungs[index].kept |= kept
+    return rungs
+
+
+def annealed(config: Annealed, history: Sequence[SchedulerEvent]) -> Decision:
+    """Successive halving by the scores after a cooldown: a trial waits at each rung until all have theirs."""
+    rungs = halved(len(config.rungs), config.reduction_factor, history)
+    passed = {trial: sum(trial in rung.kept for rung in rungs) for trial in rungs[0].contenders}
+    lost = [trial for rung in rungs if rung.is_decided for trial in rung.contenders if trial not in rung.kept]
+    return _waiting(config.rungs, history, passed, lost)
+
+
+def record(config: Record, history: Sequence[SchedulerEvent]) -> Decision:
+    """Nothing stops: a trial waits at each rung until its own cooldown is over."""
+    return _waiting(config.cooldowns, history, Counter(event.trial for event in history if event.kind == "judged"))
+
+
+def _waiting(
+    shares: Sequence[float],
+    history: Sequence[SchedulerEvent],
+    passed: Mapping[str, int],
+    lost: Sequence[str] = (),
+) -> Decision:
+    """A trial that comes to a rung waits, until it has passed as many rungs as it has come to.
+
+    Args:
+        shares: where the rungs are on the schedule.
+        passed: how many rungs are behind each trial.
+        lost: trials that never continue.
+    """
+    reached: dict[str, int] = {}
+    is_new = False
+    for event in history:
+        if event.kind == "reported":
+            before = reached.get(event.trial, 0)
+            reached[event.trial] = max(before, sum(event.share >= share for share in shares))
+            is_new = reached[event.trial] > before
+    now = history[-1]
+    waits = now.kind == "reported" and is_new
+    resumable = frozenset(trial for trial, rungs in reached.items() if passed.get(trial, 0) >= rungs)
+    return Decision("wait" if waits else "go on", resumable, lost)
 
 
 @dataclass

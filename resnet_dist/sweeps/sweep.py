@@ -12,7 +12,7 @@ from dataclasses import replace
 from itertools import chain
 from typing import Protocol
 
-from resnet_dist.config.space import Space
+from resnet_dist.config.space import Annealed, Halving, Record, Space
 from resnet_dist.sweeps.ledger import (
     DriverStarted,
     Event,
@@ -20,6 +20,7 @@ from resnet_dist.sweeps.ledger import (
     SweepState,
     TrialAdded,
     TrialEnded,
+    TrialKind,
     TrialLeft,
     TrialOutcome,
     TrialReported,
@@ -75,24 +76,36 @@ class Sweep:
         self._ledger, self._planned, self._searcher = ledger, planned, searcher
         self._total_epochs, self._now_s, self._key = total_epochs, now_s, key
         self._is_exhausted = False
-        self._lengths: dict[str, float] = {}
-        """Epochs of each trial's schedule."""
+        self._lengths: dict[int, float] = {}
+        """Epochs of each point's schedule."""
         self._history: list[SchedulerEvent] = []
         for event in ledger.events:
             self._apply(event)
 
-    def begin(self) -> None:
-        """Starts a driver, and completes what a killed one left undone."""
+    def begin(self, is_saved: Callable[[TrialState], bool] = lambda trial: True) -> None:
+        """Starts a driver, and completes what a killed one left undone.
+
+        Args:
+            is_saved: whether a trial that waits has the checkpoint of its last report.
+        """
         self._write(DriverStarted(time_s=self._now_s()))
-        # Planned points are added at once: a bracket of HyperBand needs its trials together.
+        # Planned points are added at once: a rule that halves needs its trials together.
+        scheduler, known = self.space.scheduler, {trial.number for trial in self.state.trials.values()}
         for number, point in enumerate(self._planned or ()):
-            if trial_name(number, 0) not in self.state.trials:
-                self._add(number, 0, point)
+            if number in known:
+                continue
+            if isinstance(scheduler, Halving):
+                self._add(number, point, kind="short", rung=scheduler.rungs[0])
+            else:
+                self._add(number, point)
         for trial in list(self.state.trials.values()):
             if trial.verdict == "stop" and trial.end is None:
                 self._end_early(trial)
-            elif trial.status == "finished" and trial.seed_number == 0:
+            elif trial.status == "finished" and trial.is_first_run:
                 self._add_seeds(trial)
+            elif trial.status == "paused" and isinstance(scheduler, Annealed | Record) and not is_saved(trial):
+                self.leave(trial.name, "has no checkpoint to fork or to resume from", is_saved=False)
+        self._add_due()
         self._end_abandoned()
 
     def next_trial(self) -> TrialState | None:
@@ -100,18 +113,19 @@ class Sweep:
         if self.budget_spent():
             return None
         trials = self.state.trials.values()
-        waiting = [trial for trial in trials if trial.status == "waiting"]
+        waiting = [trial for trial in trials if trial.status == "waiting" and self._can_start(trial)]
         if paused := [trial for trial in trials if trial.status == "paused"]:
             resumable = self._decision().resumable
             waiting += [trial for trial in paused if trial.name in resumable]
         if waiting:
-            return min(waiting, key=lambda trial: (not trial.reports, trial.seed_number, trial.number))
-        number = sum(trial.seed_number == 0 for trial in trials)
+            # Cooldowns first: trials wait for them.
+            return min(waiting, key=lambda t: (t.kind != "cooldown", not t.reports, t.seed_number, t.number))
+        number = sum(trial.is_first_run for trial in trials)
         if self._searcher is not None and number < self.num_points:
-            tried = {self._key(trial.point) for trial in trials if trial.seed_number == 0}
+            tried = {self._key(trial.point) for trial in trials if trial.is_first_run}
             point = next((point for point in self._candidates(len(tried)) if self._key(point) not in tried), None)
             if point is not None:
-                return self._add(number, 0, point)
+                return self._add(number, point)
             self._is_exhausted = True
         if any(trial.status == "running" for trial in trials):
             return None
@@ -127,14 +141,18 @@ class Sweep:
         A trial that was killed between its report and its checkpoint evaluates again, and gets the same verdict again.
         """
         known = self.state.trials[trial]
-        if known.reports and epoch <= known.reports[-1].epoch:
-            return known.verdict
         event = TrialReported(
             trial=trial, epoch=epoch, step=step, metrics=_finite(metrics), verdict="go on", time_s=self._now_s()
         )
-        if known.seed_number == 0 and epoch < self._lengths[trial]:
+        if known.reports and epoch <= known.reports[-1].epoch:
+            last = known.reports[-1]
+            if last.verdict != "wait" or epoch < last.epoch or trial in self._decision().resumable:
+                return known.verdict
+            event = last  # it died before its checkpoint, and is where it waits again
+        elif known.is_first_run and epoch < self._lengths[known.number]:
             event = replace(event, verdict=self._decision(self._scheduler_event(event)).verdict)
         self._write(event)
+        self._add_due()
         self._end_abandoned()
         return event.verdict
 
@@ -163,13 +181,18 @@ class Sweep:
             )
         )
         known = self.state.trials[trial]
-        if outcome == "finished" and known.seed_number == 0:
+        if outcome == "finished" and known.is_first_run:
             self._add_seeds(known)
+        self._add_due()
         self._end_abandoned()
 
-    def leave(self, trial: str, why: str, *, is_fault: bool = False) -> None:
-        """The trial has stopped computing but is not over."""
-        self._write(TrialLeft(trial=trial, why=why, time_s=self._now_s(), is_fault=is_fault))
+    def leave(self, trial: str, why: str, *, is_fault: bool = False, is_saved: bool = True) -> None:
+        """The trial has stopped computing but is not over.
+
+        Args:
+            is_saved: whether its last report has its checkpoint.
+        """
+        self._write(TrialLeft(trial=trial, why=why, time_s=self._now_s(), is_fault=is_fault, is_saved=is_saved))
 
     def budget_spent(self) -> str | None:
         """Which limit of the budget is reached, or None."""
@@ -189,7 +212,7 @@ class Sweep:
         """How many points the sweep will try, those that are still to be proposed included."""
         if self._planned is not None:
             return len(self._planned)
-        tried = sum(trial.seed_number == 0 for trial in self.state.trials.values())
+        tried = sum(trial.is_first_run for trial in self.state.trials.values())
         return tried if self._is_exhausted else (self.space.trials or 0)
 
     def is_over(self) -> bool:
@@ -210,15 +233,53 @@ class Sweep:
             (random_point(self.space, num_tried, index) for index in range(_DRAWS)),
         )
 
-    def _add(self, number: int, seed_number: int, point: Point) -> TrialState:
-        name = trial_name(number, seed_number)
-        self._write(TrialAdded(trial=name, number=number, seed_number=seed_number, point=point, time_s=self._now_s()))
+    def _can_start(self, trial: TrialState) -> bool:
+        """A cooldown needs the checkpoint with which its trunk waits."""
+        return trial.kind != "cooldown" or self.state.trials[trial_name(trial.number)].status == "paused"
+
+    def _add(
+        self, number: int, point: Point, *, seed_number: int = 0, kind: TrialKind = "point", rung: float = 0.0
+    ) -> TrialState:
+        name = trial_name(number, seed_number, kind, rung)
+        if name not in self.state.trials:
+            self._write(
+                TrialAdded(
+                    trial=name,
+                    number=number,
+                    seed_number=seed_number,
+                    point=point,
+                    kind=kind,
+                    rung=rung,
+                    time_s=self._now_s(),
+                )
+            )
         return self.state.trials[name]
 
     def _add_seeds(self, first: TrialState) -> None:
         for seed_number in range(1, self.space.seeds):
-            if trial_name(first.number, seed_number) not in self.state.trials:
-                self._add(first.number, seed_number, first.point)
+            self._add(first.number, first.point, seed_number=seed_number)
+
+    def _add_due(self) -> None:
+        """Adds the cooldowns and the short schedules that are due by what has happened."""
+        scheduler, trials = self.space.scheduler, list(self.state.trials.values())
+        match scheduler:
+            case Annealed() | Record():
+                for trunk in (trial for trial in trials if trial.is_first_run):
+                    for report in trunk.reports:
+                        if report.verdict == "wait":
+                            self._add(trunk.number, trunk.point, kind="cooldown", rung=report.epoch)
+                    for epochs in scheduler.shorts if isinstance(scheduler, Record) else ():
+                        self._add(trunk.number, trunk.point, kind="short", rung=epochs)
+                for trial in trials:
+                    trunk = self.state.trials[trial_name(trial.number)]
+                    if trial.kind == "cooldown" and trial.status == "waiting" and trunk.end is not None:
+                        self.end(trial.name, "failed", epoch=0, step=0, metrics={}, reason=f"{trunk.name} has ended")
+            case Halving(rungs=rungs):
+                points = {trial_name(trial.number): trial for trial in trials if trial.rung == rungs[0]}
+                for epochs, promoted in zip(rungs[1:], self._decision().promoted, strict=True):
+                    kind: TrialKind = "point" if epochs == rungs[-1] else "short"
+                    for first in sorted((points[name] for name in promoted), key=lambda trial: trial.number):
+                        self._add(first.number, first.point, kind=kind, rung=0.0 if kind == "point" else epochs)
 
     def _end_abandoned(self) -> None:
         if any(trial.status == "paused" for trial in self.state.trials.values()):
@@ -239,17 +300,26 @@ class Sweep:
 
     def _apply(self, event: Event) -> None:
         self.state.apply(event)
-        if isinstance(event, TrialAdded):
-            self._lengths[event.trial] = self._total_epochs(self.state.trials[event.trial].point)
         if not isinstance(event, TrialAdded | TrialReported | TrialEnded):
             return
-        if self.state.trials[event.trial].seed_number == 0:
-            self._history.append(self._scheduler_event(event))
-
-    def _scheduler_event(self, event: TrialAdded | TrialReported | TrialEnded) -> SchedulerEvent:
+        trial = self.state.trials[event.trial]
         if isinstance(event, TrialAdded):
-            return SchedulerEvent("added", event.trial)
-        share = event.epoch / self._lengths[event.trial]
+            if trial.number not in self._lengths:
+                self._lengths[trial.number] = self._total_epochs(trial.point)
+                self._history.append(SchedulerEvent("added", trial_name(trial.number)))
+        elif trial.is_first_run:
+            self._history.append(self._scheduler_event(event))
+        elif isinstance(event, TrialEnded) and self._is_judged_by(trial):
+            is_dead = event.outcome in ("diverged", "failed")
+            judged = replace(self._scheduler_event(event), kind="judged", trial=trial_name(trial.number))
+            self._history.append(replace(judged, score=-math.inf) if is_dead else judged)
+
+    def _is_judged_by(self, trial: TrialState) -> bool:
+        """Whether the trial's score decides if its point continues."""
+        return trial.kind == "cooldown" or (trial.kind == "short" and isinstance(self.space.scheduler, Halving))
+
+    def _scheduler_event(self, event: TrialReported | TrialEnded) -> SchedulerEvent:
+        share = event.epoch / self._lengths[self.state.trials[event.trial].number]
         sign = 1 if self.space.higher_is_better else -1
         if isinstance(event, TrialEnded):
             return SchedulerEvent("ended", event.trial, share, sign * final_score(self.space, event))

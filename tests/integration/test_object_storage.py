@@ -132,7 +132,7 @@ def test_a_sweeps_trial_reads_and_writes_the_bucket(cli: Any, bucket: Any, monke
 
     here = sweep.trial_storage("t0000")
     assert here.location == "s3://runs/swept/sweep/sweep-t0000"
-    thin(here, "stopped")
+    thin(here, keep=False)
     assert not [name for name in here.names() if name.startswith(("epoch=", "best"))]
     assert keys(bucket, "swept/sweep/sweep-t0000/mlflow_run.json")
     unknown = sweep.trial_storage("t0001")

@@ -91,7 +91,7 @@ def rank(space: Space, state: SweepState) -> Ranking:
             row.number,
         )
     )
-    scores = {number: _scores(space, trials) for number, trials in points.items()}
+    scores = {n: _scores(space, [t for t in trials if t.kind == "point"]) for n, trials in points.items()}
     if rows and rows[0].num_runs:
         best = scores[rows[0].number]
         everything = list(scores.values())
@@ -103,25 +103,26 @@ def rank(space: Space, state: SweepState) -> Ranking:
 
 
 def _ranked(space: Space, trials: list[TrialState]) -> Ranked:
-    first = trials[0]
-    scores = _scores(space, trials)
+    whole = [trial for trial in trials if trial.kind == "point"]
+    first = whole[0] if whole else max(trials, key=lambda trial: trial.rung)
+    scores = _scores(space, whole)
     newest = space.score(first.metrics) if first.metrics and first.status not in ("diverged", "failed") else math.nan
     return Ranked(
         number=first.number,
         point=first.point,
         trials=tuple(trial.name for trial in trials),
-        status=first.status,
+        status="stopped" if first.kind == "short" and first.status == "finished" else first.status,
         epoch=first.epoch,
         score=fmean(scores) if scores else newest,
         num_runs=len(scores),
-        num_diverged=sum(trial.status == "diverged" for trial in trials),
+        num_diverged=sum(trial.status == "diverged" for trial in whole),
         spread=_pooled([scores])[0],
     )
 
 
 def _scores(space: Space, trials: Sequence[TrialState]) -> list[float]:
     """Scores of the runs that reached their end, and of those that diverged although the first seed did not."""
-    if trials[0].status in ("diverged", "failed"):
+    if not trials or trials[0].status in ("diverged", "failed"):
         return []
     over = [trial for trial in trials if trial.status in ("finished", "diverged")]
     return [space.score(trial.metrics if trial.status == "finished" else {}) for trial in over]

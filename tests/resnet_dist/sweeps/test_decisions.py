@@ -14,7 +14,16 @@ from resnet_dist.config.profile import Profile
 from resnet_dist.config.space import Space
 from resnet_dist.launch.cluster import ClusterNode
 from resnet_dist.sweeps.analysis.ranking import rank
-from resnet_dist.sweeps.ledger import Event, Ledger, SweepState, TrialAdded, TrialOutcome, decode, encode
+from resnet_dist.sweeps.ledger import (
+    Event,
+    Ledger,
+    SweepState,
+    TrialAdded,
+    TrialOutcome,
+    decode,
+    encode,
+    spent_epochs,
+)
 from resnet_dist.sweeps.points import planned_points
 from resnet_dist.sweeps.prepare import profile_of_trials, trials_at_once
 from resnet_dist.sweeps.searcher import OptunaSearcher
@@ -54,8 +63,8 @@ def top1(point: dict[str, float], epoch: int) -> float:
     return 90 - 10 * abs(math.log10(lr / 0.1)) - 5 * abs(math.log10(lr * decay / 1e-5)) - 30 / epoch
 
 
-def end(sweep: Sweep, trial: str, outcome: TrialOutcome, epoch: int, metrics: dict[str, float]) -> None:
-    sweep.end(trial, outcome, epoch=epoch, step=10 * epoch, metrics=metrics, reason=outcome)
+def end(sweep: Sweep, trial: str, outcome: TrialOutcome, epoch: float, metrics: dict[str, float]) -> None:
+    sweep.end(trial, outcome, epoch=epoch, step=round(10 * epoch), metrics=metrics, reason=outcome)
 
 
 class Play:
@@ -63,6 +72,8 @@ class Play:
 
     def __init__(self, space: Space, kill_after: int | None, at_once: int = 3) -> None:
         self.space, self.log, self.epochs_trained, self.num_drivers = space, InMemory(), Counter[str](), 0
+        self._unsaved: set[str] = set()
+        """Trials that wait, killed between their report and their checkpoint."""
         self._random, self._clock, self._at_once = random.Random(1), itertools.count(1), at_once
         while not self._drive(kill_after):
             assert self.num_drivers < 200, "the sweep does not end"
@@ -88,7 +99,7 @@ class Play:
     def _drive(self, kill_after: int | None) -> bool:
         self.num_drivers += 1
         sweep = self.sweep()
-        sweep.begin()
+        sweep.begin(lambda trial: trial.name not in self._unsaved)
         running: dict[str, int] = {}
         for done in itertools.count():
             if sweep.is_over():
@@ -98,12 +109,43 @@ class Play:
                 return False
             while len(running) < self._at_once and (trial := sweep.next_trial()) is not None:
                 sweep.start(trial)
-                running[trial.name] = round(trial.epoch)  # its checkpoint
+                running[trial.name] = round(trial.epoch) - (trial.name in self._unsaved)  # its checkpoint
             assert running, "nothing runs, and nothing is over"
-            self._one_epoch(sweep, running, self._random.choice(sorted(running)))
+            name = self._random.choice(sorted(running))
+            match sweep.state.trials[name].kind:
+                case "point":
+                    self._one_epoch(sweep, running, name, dies=kill_after is not None and self._random.random() < 0.1)
+                case "short":
+                    self._one_epoch_of_short(sweep, running, name)
+                case "cooldown":
+                    self._cooldown(sweep, running, name)
         raise AssertionError
 
-    def _one_epoch(self, sweep: Sweep, running: dict[str, int], name: str) -> None:
+    def _one_epoch_of_short(self, sweep: Sweep, running: dict[str, int], name: str) -> None:
+        self.epochs_trained[name] += 1
+        running[name] = self.epochs_trained[name]  # it saves every epoch
+        trial = sweep.state.trials[name]
+        if trial.point["optim.lr"] > 0.7:
+            end(sweep, name, "diverged", 1, {"val/top1": math.nan})
+        elif running[name] == trial.rung:
+            metrics = {"val/top1": top1(trial.point, EPOCHS) - 10}
+            assert sweep.report(name, running[name], 10, metrics) == "go on"
+            end(sweep, name, "finished", running[name], metrics)
+        else:
+            return
+        del running[name]
+
+    def _cooldown(self, sweep: Sweep, running: dict[str, int], name: str) -> None:
+        """A fifth of its trunk's epochs, in one piece."""
+        trial = sweep.state.trials[name]
+        trunk = sweep.state.trials[f"t{trial.number:04d}"]
+        assert (trunk.status, trunk.epoch, trunk.name in self._unsaved) == ("paused", trial.rung, False)
+        metrics = {"val/top1": top1(trial.point, EPOCHS) - 10}
+        sweep.report(name, 1.2 * trial.rung, 12, metrics)
+        end(sweep, name, "finished", 1.2 * trial.rung, metrics)
+        del running[name]
+
+    def _one_epoch(self, sweep: Sweep, running: dict[str, int], name: str, *, dies: bool = False) -> None:
         running[name] = epoch = running[name] + 1
         self.epochs_trained[name] += 1
         point = sweep.state.trials[name].point
@@ -113,15 +155,81 @@ class Play:
             return
         metrics = {"val/top1": top1(point, epoch)}
         verdict = sweep.report(name, epoch, epoch * 10, metrics)
+        self._unsaved.discard(name)
         if epoch == EPOCHS:
             assert verdict == "go on"
             end(sweep, name, "finished", epoch, metrics)
         elif verdict == "stop":
             end(sweep, name, "stopped", epoch, metrics)
+        elif verdict == "wait" and dies:
+            sweep.leave(name, "its process died", is_fault=True, is_saved=False)
+            self._unsaved.add(name)
         elif verdict == "wait":
             sweep.leave(name, "waits")
         if verdict != "go on" or epoch == EPOCHS:
             del running[name]
+
+
+HALVING: dict[str, dict[str, Any]] = {
+    "annealed": {"kind": "annealed", "rungs": [0.11, 0.33], "cooldown": 0.2, "reduction_factor": 3},
+    "halving": {"kind": "halving", "rungs": [1, 3, 9], "reduction_factor": 3},
+    "record": {"kind": "record", "cooldowns": [0.11, 0.33], "cooldown": 0.2, "shorts": [1, 3]},
+}
+
+
+def what_happened(play: Play) -> dict[str, tuple[Any, ...]]:
+    return {
+        name: (trial.kind, trial.rung, trial.point, trial.status, trial.epoch, trial.metrics)
+        for name, trial in sorted(play.state.trials.items())
+    }
+
+
+@pytest.mark.parametrize("scheduler", sorted(HALVING))
+@pytest.mark.parametrize("search", ["random", "grid"])
+def test_a_synchronous_rule_decides_the_same_in_any_order_and_after_any_kill(search: str, scheduler: str) -> None:
+    """One trial at a time, many at a time, drivers killed, processes that die between a verdict and its checkpoint."""
+    space = a_space(search, "", asha=HALVING[scheduler])
+    quiet = what_happened(Play(space, kill_after=None, at_once=1))
+    assert quiet == what_happened(Play(space, kill_after=None, at_once=5))
+    for kill_after in (2, 3, 7, 11):
+        assert quiet == what_happened(Play(space, kill_after=kill_after, at_once=4))
+
+
+def test_annealed_rungs_keep_the_best_third_and_cost_their_cooldowns() -> None:
+    play = Play(a_space("random", "", asha=HALVING["annealed"]), kill_after=None)
+    state = play.state
+    by_kind = Counter((trial.kind, trial.rung) for trial in state.trials.values())
+    diverged = sum(trial.status == "diverged" for trial in state.trials.values())
+    assert by_kind == {("point", 0): 16, ("cooldown", 1): 16, ("cooldown", 3): 6 - diverged}
+    stopped_at = Counter(trial.epoch for trial in state.trials.values() if trial.status == "stopped")
+    assert stopped_at == {1.0: 10, 3.0: 4 - diverged}
+    finished = [trial for trial in state.trials.values() if trial.status == "finished" and trial.kind == "point"]
+    scores = sorted(
+        (top1(trial.point, EPOCHS) for trial in state.trials.values() if trial.kind == "point"), reverse=True
+    )
+    assert sorted((trial.metrics["val/top1"] for trial in finished), reverse=True) == scores[: len(finished)]
+    trunks = sum(trial.epoch for trial in state.trials.values() if trial.kind == "point")
+    assert spent_epochs(state) == pytest.approx(trunks + 0.2 * 16 + 0.6 * (6 - diverged))
+
+
+def test_halving_trains_whole_schedules_of_the_survivors_of_the_rung_before() -> None:
+    play = Play(a_space("random", "", asha=HALVING["halving"]), kill_after=None)
+    by_kind = Counter((trial.kind, trial.rung) for trial in play.state.trials.values())
+    assert by_kind == {("short", 1): 16, ("short", 3): 6, ("point", 0): 2}
+    best = rank(play.space, play.state).best
+    assert best is not None
+    assert best.score == max(top1(trial.point, EPOCHS) for trial in play.state.trials.values())
+
+
+def test_points_that_are_added_to_a_halved_sweep_are_judged_with_those_before() -> None:
+    for rule in ("annealed", "halving"):
+        play = Play(a_space("random", "", asha=HALVING[rule]), kill_after=None)
+        before = what_happened(play)
+        play.space = a_space("random", "", asha=HALVING[rule], trials=24)
+        while not play._drive(5):
+            pass
+        assert before.items() <= what_happened(play).items()
+        assert len({trial.number for trial in play.state.trials.values()}) == 24
 
 
 PAIRS = [
