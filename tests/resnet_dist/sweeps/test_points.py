@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from resnet_dist.config.loading import read_tree
+from resnet_dist.config.recipe import recipe_changes
 from resnet_dist.config.space import Space
 from resnet_dist.errors import UserError
 from resnet_dist.sweeps.points import (
@@ -26,6 +28,7 @@ from resnet_dist.sweeps.points import (
     tau_epochs_of,
     weight_decay_of,
 )
+from resnet_dist.sweeps.prepare import require_rungs_fit
 
 ROOT = Path(__file__).parents[3]
 IMAGENET_TRAIN = 1_281_167
@@ -165,3 +168,50 @@ def test_a_point_that_no_recipe_can_take_is_named() -> None:
     space = a_space({"schedule.kind": {"kind": "choice", "values": ["cosine", "step"]}})
     with pytest.raises(UserError, match=r"the trial of schedule.kind step: .*milestone_fractions: is missing"):
         require_buildable(builder(space), [{"schedule.kind": "cosine"}, {"schedule.kind": "step"}], "space.yaml")
+
+
+def test_a_short_schedule_keeps_the_recipe_and_shortens_all_that_depends_on_its_length() -> None:
+    space = a_space(
+        {"optim.lr": {"kind": "loguniform", "low": 0.01, "high": 1}},
+        proxy={"train.total_epochs": 9, "schedule.warmup": {"epochs": 3, "start_factor": 0.1}},
+    )
+    whole = builder(space).proxy({"optim.lr": 0.2})
+    short = builder(space).short({"optim.lr": 0.2}, 3, "tau")
+    assert set(recipe_changes(whole.model_dump(mode="json"), short.model_dump(mode="json"))) == {
+        "eval.every_epochs 1 -> 3",
+        "schedule.warmup.epochs 3.0 -> 1.0",
+        "train.total_epochs 9 -> 3",
+    }
+    tau_share = builder(space).short({"optim.lr": 0.2}, 3, "tau_share")
+    assert tau_share.optim.lr == whole.optim.lr
+    assert tau_share.optim.weight_decay == pytest.approx(3 * whole.optim.weight_decay)
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "proxy", "mistake"),
+    [
+        ({"kind": "halving", "rungs": [1, 3, 9]}, {}, None),
+        ({"kind": "halving", "rungs": [1, 3]}, {}, "the last of its rungs, 3 epochs, must be the trials'"),
+        ({"kind": "halving", "rungs": [1, 9]}, {"train.max_steps": 20}, "train.max_steps or a fork"),
+        ({"kind": "halving", "rungs": [1, 9]}, {"schedule": {"kind": "plateau"}}, "schedule.kind plateau"),
+        ({"kind": "annealed", "rungs": [0.11, 0.33]}, {}, None),
+        ({"kind": "annealed", "rungs": [0.05, 0.11]}, {}, "two of its rungs are at epoch 1 of 9"),
+        ({"kind": "annealed"}, {"fork": {"checkpoint": "r", "schedule": "rest"}}, "not with fork.schedule: rest"),
+        ({"kind": "record", "cooldowns": [0.11], "shorts": [1, 3]}, {}, None),
+        ({"kind": "record", "shorts": [3, 9]}, {}, "fewer epochs than the trials' 9, got 9"),
+    ],
+)
+def test_rungs_that_the_trials_cannot_have(
+    scheduler: dict[str, Any], proxy: dict[str, Any], mistake: str | None
+) -> None:
+    space = a_space(
+        {"optim.lr": {"kind": "loguniform", "low": 0.01, "high": 1}},
+        scheduler=scheduler,
+        proxy={"train.total_epochs": 9, **proxy},
+    )
+    recipe = builder(space).proxy({"optim.lr": 0.2})
+    if mistake is None:
+        require_rungs_fit(space, recipe, 9.0)
+    else:
+        with pytest.raises(UserError, match=re.escape(mistake)):
+            require_rungs_fit(space, recipe, 9.0)
