@@ -120,7 +120,9 @@ def _in_words(parameter: dict[str, object]) -> str:
     return f"{parameter['kind']} " + ", ".join(f"{key} {value}" for key, value in kept.items())
 
 
-def end_trial(storage: RunStorage, tracking_uri: str, status: EndStatus, reason: str) -> None:
+def end_trial(
+    storage: RunStorage, tracking_uri: str, status: EndStatus, reason: str, *, limit_s: float = 120.0
+) -> None:
     """Ends the MLflow run of a trial whose own process can no longer do it; replaces the status of an earlier end.
 
     What the trial left unsent is sent first. If the server is unreachable, everything waits in the trial's storage for
@@ -137,10 +139,10 @@ def end_trial(storage: RunStorage, tracking_uri: str, status: EndStatus, reason:
     if handle is None:
         return
     try:
-        sync(storage, tracking_uri, limit_s=120.0)
+        sync(storage, tracking_uri, limit_s=limit_s)
     except (Fault, UserError) as error:
         _log.warning("%s: the trial's unsent data waits there: %s", storage.location, error)
-    end_run(handle, status, reason)
+    end_run(handle, status, reason, limit_s=min(limit_s, 10.0))
 
 
 def end_sweep(sweep: RunHandle, trials: Iterable[RunStorage], status: EndStatus, reason: str = "") -> None:

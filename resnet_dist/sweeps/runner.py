@@ -23,6 +23,8 @@ from resnet_dist.sweeps.trial import TrialEvaluation, TrialResult
 from resnet_dist.training.checkpoint_manager import BEST, START, prune
 
 _COUNT_EVERY_S = 2.0
+_END_LIMIT_S = 5.0
+"""The sweep waits so long for MLflow to take a trial's end; later the trial's own files have it."""
 _HOPELESS = 3
 """The sweep ends if its first trials all fail: it is not the points' fault."""
 
@@ -195,10 +197,15 @@ class TrialRunner:
             if trial.end is None:
                 continue
             keep = trial.status == "finished" and (trial.kind == "point" or farthest[trial.number] is trial)
-            if (trial.name, keep) not in self._thinned:
-                self._thinned.add((trial.name, keep))
-                with suppress(OSError):  # files that are left over take disk space, no more
-                    thin(self._prepared.trial_storage(trial.name), keep=keep)
+            if (trial.name, keep) in self._thinned:
+                continue
+            self._thinned.add((trial.name, keep))
+            storage = self._prepared.trial_storage(trial.name)
+            if trial.status == "stopped" and trial.verdict == "wait":  # lost, long after its own process had ended
+                uri = self._prepared.profile.tracking_uri
+                end_trial(storage, uri, "KILLED", stopped_at(trial), limit_s=_END_LIMIT_S)
+            with suppress(OSError):  # files that are left over take disk space, no more
+                thin(storage, keep=keep)
 
     def _line(self, trial: TrialState, num_ended: int, best: float | None) -> str:
         metric = self._prepared.space.metric
