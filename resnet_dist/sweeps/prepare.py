@@ -164,7 +164,11 @@ def profile_of_trials(space: Space, profile: Profile, storage: str) -> Profile:
     if 0 < resources.gpus < 1 and profile.micro_batches_per_launch == "auto":
         light["micro_batches_per_launch"] = 1  # each trial would measure the free memory, and take most of it
     # Elastic groups of several trials would take each other's nodes.
-    least = {"workers": Workers(min=profile.workers.min, max=profile.workers.min)}
+    least: dict[str, Any] = {"workers": Workers(min=profile.workers.min, max=profile.workers.min)}
+    if isinstance(space.scheduler, Annealed | Record):
+        # A worker group trains on until it hears that it is to wait; its cooldown forks where it was evaluated.
+        keep = max(profile.checkpoint.keep, 3)
+        least["checkpoint"] = profile.checkpoint.model_copy(update={"every_epochs": 1, "keep": keep})
     update = light if resources.path == "light" else least
     # The sweep asks for nodes, for all its trials.
     failure = profile.failure.model_copy(update={"wait_for_nodes_s": 0.0})

@@ -91,7 +91,9 @@ class TrialRunner:
             case "stopped" if known.verdict == "stop":
                 self._end(trial, "stopped", result, stopped_at(known))
             case "stopped":
-                self._sweep.leave(trial, "waits" if known.verdict == "wait" else "stopped with the sweep")
+                waits = known.verdict == "wait"
+                is_saved = not waits or self._prepared.is_saved(known)
+                self._sweep.leave(trial, "waits" if waits else "stopped with the sweep", is_saved=is_saved)
             case outcome:
                 self._end(trial, outcome, result, outcome)
 
