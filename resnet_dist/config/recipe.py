@@ -713,13 +713,22 @@ class ForkConfig(Section):
     checkpoint: Annotated[str, Field(min_length=1)]
     """A run, as path, URL or name beside this one, with `@EPOCH` for another checkpoint than its newest; or a
     checkpoint. It may move: `digest` says which one it is."""
-    schedule: Literal["whole", "rest"] = "whole"
+    schedule: Literal["whole", "rest", "cooldown"] = "whole"
     """whole: the schedule runs over `train.total_epochs` from the parent's start, so the rate continues where such a
-    run would be. rest: it begins at the fork, warm-up included, and runs over the epochs that are left."""
+    run would be. rest: it begins at the fork, warm-up included, and runs over the epochs that are left. cooldown: the
+    rate goes from what `whole` has at the fork to zero, linearly, and the run ends there; nothing else ends it."""
+    cooldown: Annotated[float, Field(gt=0)] | None = None
+    """Steps of the cooldown, as a share of the parent's; at least one step."""
     digest: Digest | None = None
     """Digest of the checkpoint's state; null: of the one found at the start."""
     step: NonNegativeInt | None = None
     """Steps that the parent had done; filled in at the start."""
+
+    @model_validator(mode="after")
+    def _with_its_length(self) -> ForkConfig:
+        if (self.schedule == "cooldown") != (self.cooldown is not None):
+            raise ValueError("schedule: cooldown needs cooldown, the share of the parent's steps, for example 0.2")
+        return self
 
 
 # ---- the recipe, and its identity ------------------------------------------------------------------------------------
@@ -769,6 +778,7 @@ RECORDED_DEFAULTS: Mapping[str, Any] = {
     "train.freeze_bn_statistics": False,
     "model.init": None,
     "fork": None,
+    "fork.cooldown": None,
     "train.early_stop": None,
     "data.overfit_batch": False,
     "data.sampling": None,

@@ -312,8 +312,10 @@ def _times_shown(recipe: Recipe, prepared: Prepared) -> str:
 
 def _steps(plan: RunPlan) -> str:
     first, begins = plan.first_step, plan.schedule_start
-    schedule = f"{begins:,} to {plan.total_steps:,}" if begins else f"{plan.total_steps:,}"
-    return f"{f'{first:,} to ' if first else ''}{plan.last_step:,} (schedule over {schedule})"
+    schedule = f"schedule over {f'{begins:,} to ' if begins else ''}{plan.total_steps:,}"
+    if plan.cooldown_steps:
+        schedule = f"cooldown over {plan.cooldown_steps:,}"
+    return f"{f'{first:,} to ' if first else ''}{plan.last_step:,} ({schedule})"
 
 
 def nodes_to_come(profile: Profile) -> Sequence[ClusterNode] | None:

@@ -33,7 +33,7 @@ from resnet_dist.training.model import (
     set_backends,
 )
 from resnet_dist.training.reduce import PowerSgdReduction, build_reduction
-from resnet_dist.training.schedule import EarlyStop, lr_at
+from resnet_dist.training.schedule import EarlyStop
 from resnet_dist.training.state import MovingAverage, TrainState
 from resnet_dist.training.step import TrainStep
 
@@ -307,7 +307,7 @@ class Trainer:
         self.tracker.metrics(metrics, state.step)
         self.metrics.update(metrics)
         state.evaluated_step = state.step  # before a checkpoint is saved: a resumed run does not evaluate again
-        if recipe.schedule.kind == "plateau":
+        if recipe.schedule.kind == "plateau" and not self.plan.cooldown_steps:  # it starts from one rate, to its end
             state.plateau = state.plateau.after(evaluation.top1_error, recipe.schedule)
         if early is not None and state.early_stop is not None:
             state.early_stop = state.early_stop.after(metrics[early.metric], state.step, early)
@@ -329,14 +329,7 @@ class Trainer:
 
     def learning_rate(self, step: int) -> float:
         """Learning rate of step number `step`."""
-        return lr_at(
-            step - self.plan.schedule_start,
-            self.recipe.schedule,
-            base_lr=self.recipe.optim.lr,
-            steps_per_epoch=self.plan.steps_per_epoch,
-            total_steps=self.plan.total_steps - self.plan.schedule_start,
-            num_drops=self.state.plateau.num_drops,
-        )
+        return self.plan.learning_rate(step, self.recipe, self.state.plateau.num_drops)
 
     def _close_epoch(self) -> None:
         if self._steps is not None:

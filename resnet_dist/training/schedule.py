@@ -116,7 +116,7 @@ class RunPlan:
     total_steps: int
     """Length of the schedule."""
     last_step: int
-    """Where the run ends: `total_steps`, or `train.max_steps` if that is less."""
+    """Where the run ends: `total_steps`, or `train.max_steps` if that is less, or where a cooldown ends."""
     eval_every_epochs: int
     save_every_epochs: int
     save_every_steps: int | None
@@ -127,6 +127,24 @@ class RunPlan:
     """Where the run starts: a fork has its parent's steps behind it."""
     schedule_start: int = 0
     """The step at which the schedule begins."""
+    cooldown_steps: int = 0
+    """Steps from `first_step` on in which the rate goes to zero, instead of the schedule; 0: there is no cooldown."""
+
+    def learning_rate(self, step: int, recipe: Recipe, num_drops: int = 0) -> float:
+        """The rate of step number `step`. `num_drops`: see `lr_at`."""
+        of_schedule, left = step, 1.0
+        if self.cooldown_steps:
+            of_schedule = min(self.first_step, self.total_steps - 1)  # a finished run can be cooled down too
+            left = 1 - (step - self.first_step) / self.cooldown_steps
+        rate = lr_at(
+            of_schedule - self.schedule_start,
+            recipe.schedule,
+            base_lr=recipe.optim.lr,
+            steps_per_epoch=self.steps_per_epoch,
+            total_steps=self.total_steps - self.schedule_start,
+            num_drops=num_drops,
+        )
+        return rate * left
 
     def epoch_of(self, step: int) -> int:
         return step // self.steps_per_epoch
@@ -162,7 +180,10 @@ def plan_run(recipe: Recipe, profile: Profile, num_train_samples: int) -> RunPla
     total, fork = per_epoch * recipe.train.total_epochs, recipe.fork
     first = (fork.step or 0) if fork else 0
     last = min(total, recipe.train.max_steps or total)
-    if first and first >= last:
+    cooldown_steps = max(1, round(fork.cooldown * first)) if fork and fork.cooldown else 0
+    if cooldown_steps:
+        last = first + cooldown_steps
+    elif first and first >= last:
         key = "train.max_steps" if last < total else "train.total_epochs"
         raise UserError(
             f"fork: its parent has done {first} steps, this run ends after {last}; raise {key}, or fork an earlier "
@@ -182,4 +203,5 @@ def plan_run(recipe: Recipe, profile: Profile, num_train_samples: int) -> RunPla
         save_first=recipe.train.divergence.action == "skip",  # or a divergence in the first steps had no way back
         first_step=first,
         schedule_start=begins,
+        cooldown_steps=cooldown_steps,
     )

@@ -13,7 +13,7 @@ import torch
 
 from resnet_dist.config.loading import to_yaml
 from resnet_dist.config.profile import CheckpointConfig, Profile, Workers
-from resnet_dist.config.recipe import InitConfig, recipe_hash
+from resnet_dist.config.recipe import ForkConfig, InitConfig, recipe_hash
 from resnet_dist.errors import UserError
 from resnet_dist.launch.execute import execute, in_process
 from resnet_dist.launch.preflight import Prepared, prepare
@@ -203,6 +203,50 @@ def test_the_schedule_of_a_fork_runs_over_the_whole_or_over_the_rest(prepared: R
     rates = {run.name: newest_state(run.storage)["optimizer"]["param_groups"][0]["lr"] for run in (whole, rest)}
     assert rates["whole"] == pytest.approx(0.1 * (1 - 7 / 8))
     assert rates["rest"] == pytest.approx(0.1 * (1 - 3 / 4))
+
+
+def test_a_cooldown_goes_to_zero_from_the_rate_at_the_fork_and_nothing_else_ends_it(prepared: Runs) -> None:
+    parent = prepared("parent", 'schedule={"kind": "linear"}')
+    train(parent)
+    before = bits(parent.storage)
+    cooldown = [
+        'schedule={"kind": "linear"}',
+        "train.max_steps=5",
+        'train.early_stop={"metric": "val/loss", "patience": 1}',
+    ]
+    cooldown += ['fork={"checkpoint": "parent@2", "schedule": "cooldown", "cooldown": 0.75}']
+    run = prepared("cooldown", *cooldown)
+    assert (run.plan.first_step, run.plan.cooldown_steps, run.plan.last_step) == (4, 3, 7)
+    at_fork = 0.1 * (1 - 4 / 6)
+    rates = [run.plan.learning_rate(step, run.recipe) for step in range(4, 7)]
+    assert rates == pytest.approx([at_fork, at_fork * 2 / 3, at_fork / 3])
+    train(run, StopAfter(1))
+    shutil.rmtree(parent.storage.folder)  # the fork has a copy
+    assert train(prepared("cooldown", *cooldown)).step == 7
+    assert newest_state(run.storage)["optimizer"]["param_groups"][0]["lr"] == pytest.approx(at_fork / 3)
+    assert bits(run.storage) != before
+
+
+def test_a_finished_run_can_be_cooled_down(prepared: Runs) -> None:
+    train(prepared("parent"))
+    run = prepared("cooldown", 'fork={"checkpoint": "parent", "schedule": "cooldown", "cooldown": 0.2}')
+    assert train(run).step == 7
+
+
+def test_a_killed_cooldown_ends_in_the_bits_of_one_that_was_not(prepared: Runs) -> None:
+    train(prepared("parent"))
+    fork = 'fork={"checkpoint": "parent@2", "schedule": "cooldown", "cooldown": 1}'
+    quiet, killed = prepared("quiet", fork), prepared("killed", fork)
+    train(quiet)
+    train(killed, StopAfter(1))
+    train(prepared("killed", fork))
+    assert bits(killed.storage) == bits(quiet.storage)
+
+
+@pytest.mark.parametrize("fork", [{"schedule": "cooldown"}, {"cooldown": 0.2}, {"schedule": "rest", "cooldown": 0.2}])
+def test_a_cooldown_says_its_length_and_nothing_else_has_one(fork: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="schedule: cooldown needs cooldown"):
+        ForkConfig.model_validate({"checkpoint": "parent", **fork})
 
 
 def test_a_fork_that_cannot_be_is_a_mistake_before_the_start(prepared: Runs) -> None:
