@@ -46,7 +46,7 @@ FENCES = {
     "botocore": ("resnet_dist.storage.objects",),
     "aiohttp": ("data_prep.sources.files.remote", "resnet_dist.storage.objects"),
     "sklearn": ("data_prep.sources",),
-    "scipy": ("data_prep.sources", "resnet_dist.sweeps.points", "resnet_dist.sweeps.analysis.ranking"),
+    "scipy": ("data_prep.sources", "resnet_dist.sweeps.points", "resnet_dist.sweeps.racing"),
     "optuna": ("resnet_dist.sweeps.analysis.report", "resnet_dist.sweeps.searcher"),
     "typer": ("data_prep.cli", "data_prep.runtime.exit_codes", "resnet_dist.cli"),
     "torchvision": (
@@ -224,6 +224,7 @@ WALLS = {
         "resnet_dist.tracking.plots",
         "resnet_dist.sweeps.ledger",
         "resnet_dist.sweeps.points",
+        "resnet_dist.sweeps.racing",
         "resnet_dist.sweeps.scheduler",
         "resnet_dist.sweeps.sweep",
         "data_prep.beton.files",
@@ -236,11 +237,12 @@ WALLS = {
             "resnet_dist.storage.base",
             "resnet_dist.sweeps.ledger",
             "resnet_dist.sweeps.points",
+            "resnet_dist.sweeps.racing",
             "resnet_dist.sweeps.scheduler",
             "resnet_dist.sweeps.sweep",
             "data_prep.beton.files",
         )
-        for module in ("ledger", "points", "scheduler", "searcher", "sweep")
+        for module in ("ledger", "points", "racing", "scheduler", "searcher", "sweep")
     },
     "resnet_dist.evaluation": (
         "resnet_dist.errors",

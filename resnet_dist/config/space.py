@@ -302,6 +302,17 @@ def _require_ascending(key: str, values: tuple[float, ...]) -> None:
 SchedulerConfig = Annotated[Fifo | Asha | Median | HyperBand | Annealed | Halving | Record, Field(discriminator="kind")]
 
 
+class Race(Section):
+    """More seeds where they decide. When all trials are over, rounds begin: in each, the better half of the points that
+    cannot be told from the best get one more seed. The race ends when only one is left."""
+
+    max_seeds: Annotated[int, Field(ge=2)] = 8
+    """Runs of one point, with those of `seeds`."""
+    min_difference: NonNegativeFloat = 0.0
+    """In the metric's units: a smaller difference does not matter. The race ends when no point can be better than the
+    best by more."""
+
+
 class Budget(Section):
     """Limits of the sweep, over all its starts. Trials in flight are saved and stopped; a larger budget
     resumes them. null: no limit."""
@@ -362,6 +373,8 @@ class Space(Section):
     seeds: PositiveInt = 1
     """Runs of every point that reaches the end, with the recipe's seed, that plus 1, and so on: to tell progress from
     noise."""
+    race: Race | None = None
+    """Further seeds for the points among which these runs do not decide."""
     first_points: list[dict[str, Value]] = Field(default_factory=list)
     """Points to try before all others, known good values for example."""
     warm_start: list[str] = Field(default_factory=list)
@@ -411,6 +424,10 @@ class Space(Section):
             )
         if self.trials is None and not grid:
             found.append("trials: is missing; only a grid knows its own number")
+        if self.race and self.race.max_seeds < self.seeds:
+            found.append(
+                f"race.max_seeds: {self.race.max_seeds} is less than seeds ({self.seeds}), which all points get"
+            )
         if self.resources.gpus > 1:
             found.append(f"resources.gpus: a light trial uses at most 1, got {self.resources.gpus:g}")
         for point in self.first_points:
@@ -477,16 +494,18 @@ def _expected(parameter: Parameter, value: Any) -> str | None:
     return None if isinstance(value, int | float) and not isinstance(value, bool) else "a number"
 
 
+MAY_CHANGE = ("trials", "seeds", "race", "budget", "resources")
+"""Keys of a space that may change when the sweep resumes."""
 RECORDED_DEFAULTS: Mapping[str, Any] = {}
 """Keys that were added after spaces were first hashed, see `without_recorded_defaults`."""
 
 
 def sweep_hash(space: Space, base: dict[str, Any]) -> str:
-    """16 hex digits of what must stay the same when a sweep resumes: all but trials, seeds, budget, resources.
+    """16 hex digits of what must stay the same when a sweep resumes: all but `MAY_CHANGE`.
 
     `base`: the recipe as read. The folder of the space's file does not matter.
     """
-    free = {"base", "trials", "seeds", "budget", "resources", "warm_start"}
+    free = {"base", "warm_start", *MAY_CHANGE}
     dumped = without_recorded_defaults(space.model_dump(mode="json", exclude=free), RECORDED_DEFAULTS)
     tree: dict[str, Any] = {"space": dumped, "base": base}
     # The order of the parameters decides which random number each takes.

@@ -14,7 +14,7 @@ from resnet_dist.config.loading import load_space, read_tree, recipe_from_tree
 from resnet_dist.config.profile import Profile, Workers
 from resnet_dist.config.recipe import FROM_DATA, Recipe, recipe_changes
 from resnet_dist.config.run_name import require_run_name
-from resnet_dist.config.space import Annealed, Halving, Record, Space, sweep_hash
+from resnet_dist.config.space import MAY_CHANGE, Annealed, Halving, Record, Space, sweep_hash
 from resnet_dist.errors import UserError
 from resnet_dist.launch.cluster import ClusterNode, listed, no_gpus, require_capacity, worker_bundles, worker_capacity
 from resnet_dist.launch.preflight import manifest_of, prepare, require_micro_batch_each
@@ -249,14 +249,14 @@ def _require_same(began: Began, space: Space, base: dict[str, Any], data: Identi
     if began.sweep_hash == sweep_hash(space, base):
         return
     now = space.model_dump(mode="json")
-    free = {"base", "trials", "seeds", "budget", "resources", "warm_start"}
+    free = {"base", "warm_start", *MAY_CHANGE}
     changed = [key for key in now if key not in free and now[key] != began.space.get(key)]
     if not changed:
         recipe = f"base recipe ({', '.join(recipe_changes(began.base, base)[:8])})"
         changed = [recipe if base != began.base else "order of the parameters in space"]
     raise UserError(
         f"{sweep_dir}: this sweep began with another {', '.join(changed)}; use a new --name, or the space that "
-        "it began with (trials, seeds, budget and resources may change)"
+        f"it began with ({', '.join(MAY_CHANGE[:-1])} and {MAY_CHANGE[-1]} may change)"
     )
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from data_prep.redaction import redacted
 from resnet_dist.code_version import read_code_version
 from resnet_dist.config.loading import flatten, to_yaml, tree_to_yaml
+from resnet_dist.config.space import MAY_CHANGE
 from resnet_dist.errors import Fault, UserError
 from resnet_dist.launch.cluster import ClusterNode
 from resnet_dist.launch.mlflow_description import Log, hardware_summary
@@ -35,7 +36,7 @@ from resnet_dist.tracking.sync import sync
 from resnet_dist.tracking.tracker import SpoolTracker
 
 _log = logging.getLogger(__name__)
-_MAY_CHANGE = ("trials", "seeds", "budget", "resources", "first_points", "warm_start")
+_NOT_LOGGED = (*MAY_CHANGE, "first_points", "warm_start")
 """Keys of a space that may change when the sweep resumes, as MLflow's parameters never do."""
 
 
@@ -93,7 +94,7 @@ def _open_run(prepared: PreparedSweep, nodes: list[ClusterNode]) -> RunHandle:
             "mlflow.source.type": "JOB",
             **({"mlflow.source.git.commit": code.commit} if code else {}),
         },
-        params={key: value[:500] for key, value in flatten(space).items() if key.partition(".")[0] not in _MAY_CHANGE},
+        params={key: value[:500] for key, value in flatten(space).items() if key.partition(".")[0] not in _NOT_LOGGED},
     )
     texts = {
         "config/space.yaml": to_yaml(space),

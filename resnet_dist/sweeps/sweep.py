@@ -7,7 +7,7 @@ a killed driver decides as that driver would have.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import chain
 from typing import Protocol
@@ -32,6 +32,7 @@ from resnet_dist.sweeps.ledger import (
     trial_name,
 )
 from resnet_dist.sweeps.points import Point, PointKey, random_point
+from resnet_dist.sweeps.racing import next_round, scores_by_seed
 from resnet_dist.sweeps.scheduler import Decision, SchedulerEvent, decide
 
 PROPOSALS = 5
@@ -88,6 +89,7 @@ class Sweep:
         Args:
             is_saved: whether a trial that waits has the checkpoint of its last report.
         """
+        last = next((event for event in reversed(self._ledger.events) if not isinstance(event, DriverStarted)), None)
         self._write(DriverStarted(time_s=self._now_s()))
         # Planned points are added at once: a rule that halves needs its trials together.
         scheduler, known = self.space.scheduler, {trial.number for trial in self.state.trials.values()}
@@ -107,6 +109,7 @@ class Sweep:
                 self.leave(trial.name, "has no checkpoint to fork or to resume from", is_saved=False)
         self._add_due()
         self._end_abandoned()
+        self._race(was_cut=isinstance(last, TrialAdded))
 
     def next_trial(self) -> TrialState | None:
         """The trial to start now, if there is one. A trial that was started before comes before a new one."""
@@ -127,6 +130,8 @@ class Sweep:
             if point is not None:
                 return self._add(number, point)
             self._is_exhausted = True
+            if self._race():
+                return self.next_trial()
         if any(trial.status == "running" for trial in trials):
             return None
         # The scheduler waits for trials that will never come, so the one that has come farthest resumes.
@@ -167,7 +172,7 @@ class Sweep:
         reason: str,
         run_id: str = "",
     ) -> None:
-        """The trial is over. A point that reached its end gets its further seeds."""
+        """The trial is over. A point that reached its end gets its further seeds, and the last trial begins a race."""
         self._write(
             TrialEnded(
                 trial=trial,
@@ -185,6 +190,7 @@ class Sweep:
             self._add_seeds(known)
         self._add_due()
         self._end_abandoned()
+        self._race()
 
     def leave(self, trial: str, why: str, *, is_fault: bool = False, is_saved: bool = True) -> None:
         """The trial has stopped computing but is not over.
@@ -217,8 +223,11 @@ class Sweep:
 
     def is_over(self) -> bool:
         """Nothing is left to do."""
-        points = {trial.number for trial in self.state.trials.values()}
-        return len(points) >= self.num_points and all(trial.end is not None for trial in self.state.trials.values())
+        return self._are_over(self.state.trials.values())
+
+    def _are_over(self, trials: Collection[TrialState]) -> bool:
+        points = {trial.number for trial in trials}
+        return len(points) >= self.num_points and all(trial.end is not None for trial in trials)
 
     def _candidates(self, num_tried: int) -> Iterator[Point]:
         """Points to try next, in order of preference; the caller skips those that were tried.
@@ -258,6 +267,22 @@ class Sweep:
     def _add_seeds(self, first: TrialState) -> None:
         for seed_number in range(1, self.space.seeds):
             self._add(first.number, first.point, seed_number=seed_number)
+
+    def _race(self, *, was_cut: bool = False) -> bool:
+        """Adds the race's next round if nothing else is left to do. Whether there is one.
+
+        Args:
+            was_cut: a driver was killed after it had added trials, which may be some of a round. None of them has
+                started, so the round is worked out without them.
+        """
+        first_of_race = self.space.seeds if was_cut else math.inf
+        trials = [t for t in self.state.trials.values() if t.end is not None or t.seed_number < first_of_race]
+        if self.space.race is None or not self._are_over(trials):
+            return False
+        due = next_round(self.space.race, scores_by_seed(self.space, trials))
+        for number, seed_number in due:
+            self._add(number, self.state.trials[trial_name(number)].point, seed_number=seed_number)
+        return bool(due)
 
     def _add_due(self) -> None:
         """Adds the cooldowns and the short schedules that are due by what has happened."""

@@ -52,7 +52,7 @@ def compare(state: SweepState, schedulers: Sequence[str], num_draws: int, at_onc
         rows += [(name, stopped), ("random search, as many epochs", random_search)]
     lines = [
         f"{len(recorded.points)} points with {recorded.num_seeds} seed(s), {recorded.length:g} epochs each; "
-        f"{num_draws} draws, {at_once} at once; {recorded.space.metric}; {rank(recorded.space, state).verdict()}.",
+        f"{num_draws} draws, {at_once} at once; {recorded.space.metric}. {rank(recorded.space, state).verdict()}",
         "",
         "| rule | epochs | share of all | regret, mean | median | 90 % are below | the best point itself |",
         "|---|---|---|---|---|---|---|",
@@ -79,7 +79,7 @@ class _Recorded:
         if state.began is None:
             raise UserError("compare: no sweep was started here")
         # Without a budget: the replay's clock counts calls. Without a search: the points are known.
-        self.tree = {**state.began.space, "budget": {}, "search": {"kind": "random"}}
+        self.tree = {**state.began.space, "budget": {}, "race": None, "search": {"kind": "random"}}
         self.space = Space.model_validate(self.tree)
         self.points: dict[int, list[TrialState]] = {}
         for trial in state.trials.values():

@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
-import itertools
 import math
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean
 
-from scipy.special import stdtrit
-
 from resnet_dist.config.space import Space
-from resnet_dist.sweeps.ledger import SweepState, TrialState
-from resnet_dist.sweeps.points import Point
+from resnet_dist.sweeps.ledger import SweepState, TrialKind, TrialState
+from resnet_dist.sweeps.points import Point, describe
+from resnet_dist.sweeps.racing import contenders, mean_margin, pooled, runs_to_tell, scores_by_seed
 
-CONFIDENCE = 0.95
+_NAMED = 3
+"""How many of the points that cannot be told from the best are named."""
+_DROPPED: Mapping[TrialKind, str] = {
+    "cooldown": "by a score after a cooldown",
+    "short": "by a shorter schedule",
+    "point": "by a score before the end",
+}
+_MOST_RUNS = 30
+"""More runs than this are not proposed to tell points apart."""
 
 
 @dataclass(frozen=True)
@@ -25,127 +32,170 @@ class Ranked:
     point: Point
     trials: tuple[str, ...]
     status: str
-    """Its first run's."""
+    """Its first run's. "stopped" also if it lost at a rung of short schedules."""
     epoch: float
-    """How far its first run came."""
+    """How far it came: its first run, or the short schedule or the cooldown that its score is from."""
     score: float
-    """Mean over the runs that reached their end, or the newest score if none did; NaN if there is none. A run with a
-    further seed that diverged counts with the worst score."""
+    """Mean over the runs that reached their end; if none did, of the last short schedule or cooldown, or else the
+    newest score. NaN if there is none. A run with a further seed that diverged counts with the worst score."""
     num_runs: int
     """Runs that reached their end, and those with further seeds that diverged."""
     num_diverged: int
     spread: float | None
     """Standard deviation over those runs, if there are two or more."""
-    in_noise: bool = False
-    """Whether its difference from the best, and that of every point between them, may be chance."""
+    judged_by: TrialKind = "point"
+    """What the score is from. short, cooldown: the point was dropped at a rung, or has not come farther yet."""
+    possible_gain: float | None = None
+    """If it cannot be told from the best: by how much it may be better. None for the best and for all others."""
+    runs_needed: float = math.inf
+    """About how many runs of it and of the best would tell them apart, if their means stay as they are."""
+
+    @property
+    def in_noise(self) -> bool:
+        """Whether its difference from the best, and that of every point between them, may be chance."""
+        return self.possible_gain is not None
 
 
 @dataclass(frozen=True)
 class Ranking:
     metric: str
     rows: tuple[Ranked, ...]
-    """Best first: points that reached their end, by score; then those stopped early, the farthest first; then
+    """Best first: points that reached their end, by score; then those that were dropped, the farthest first; then
     diverged ones."""
     noise: float | None
     """Standard deviation of one run over seeds, pooled over the points that were repeated; None if none was."""
+    margin: float | None = None
+    """Half the 95 % interval of the best point's score; None where its runs say nothing about it."""
+    is_over: bool = True
+    """Whether all known trials are."""
 
     @property
     def best(self) -> Ranked | None:
         return self.rows[0] if self.rows and self.rows[0].num_runs else None
 
     def verdict(self) -> str:
-        """How certain the first place is, in one sentence."""
+        """What was found and how certain it is, in one to three sentences."""
         if self.best is None:
-            is_over = all(row.status in ("diverged", "failed", "stopped") for row in self.rows)
-            return "no trial reached its end" if is_over and self.rows else "no trial has reached its end yet"
-        if sum(row.num_runs > 0 for row in self.rows) == 1:
-            return "no other point reached its end, so there is nothing to compare the first place with"
-        if not self.noise:
-            if all(row.num_runs <= 1 for row in self.rows):
-                return "noise unknown: every point has one seed (`--set seeds=3`)"
-            return "noise unknown: the seeds of each point gave the same score"
-        level = [row for row in self.rows[1:] if row.in_noise]
-        spread = self.best.spread
-        deviation = (
-            f"its runs vary by {spread:.3g} (standard deviation over {self.best.num_runs} seeds)"
-            if spread is not None
-            else f"one run varies by {self.noise:.3g} (standard deviation over seeds, pooled)"
+            return "No trial reached its end." if self.is_over and self.rows else "No trial has reached its end yet."
+        sentences = [f"{self._best_in_words(self.best)}; {self._others_in_words(self.best)}"]
+        level = [row for row in self.rows if row.in_noise]
+        if level and self.noise:
+            gain = max(row.possible_gain or 0.0 for row in level)
+            subject = "It" if len(level) == 1 else "One of them"
+            sentences.append(f"{subject} may be better by up to {gain:.2g}; {_what_would_tell(level)}")
+        dropped = Counter(row.judged_by for row in self.rows if not row.num_runs and row.status == "stopped")
+        if dropped:
+            counts = [f"{_count(dropped[kind])} {how}" for kind, how in _DROPPED.items() if dropped[kind]]
+            sentences.append(f"Dropped without a whole run: {_listed(counts)}")
+        return ". ".join(sentences) + "."
+
+    def _best_in_words(self, best: Ranked) -> str:
+        margin = "" if not self.margin else f" ± {self.margin:.2g}"
+        runs = "one run" if best.num_runs == 1 else f"mean of {best.num_runs} runs"
+        diverged = f", {best.num_diverged} of them diverged" if best.num_diverged else ""
+        so_far = "" if self.is_over else " so far"
+        return (
+            f"Best{so_far}: {describe(best.point)} ({best.trials[0]}) with {self.metric} {best.score:.4g}{margin} "
+            f"({runs}{diverged})"
         )
+
+    def _others_in_words(self, best: Ranked) -> str:
+        done = [row for row in self.rows[1:] if row.num_runs]
+        if not done:
+            return "no other point reached its end, so there is nothing to compare it with"
+        if self.noise is None:
+            return "whether its lead is chance is unknown: every point has one run (--set race.max_seeds=8 adds some)"
+        if self.noise == 0:
+            return "whether its lead is chance is unknown: the seeds of each point gave the same score"
+        level = [row for row in done if row.in_noise]
         if not level:
-            return f"the first place is more than chance: {deviation}"
-        return f"{len(level)} more points are inside the noise of the best: {deviation}"
+            return (
+                f"its lead over {'the other one' if len(done) == 1 else f'all {len(done)} others'} is more than chance"
+            )
+        named = [_short(row, best) for row in level[:_NAMED]]
+        if len(level) > _NAMED:
+            named.append(f"{len(level) - _NAMED} more")
+        return f"{_count(len(level))} other{'s' * (len(level) > 1)} cannot be told from it: {_listed(named)}"
+
+
+def _what_would_tell(level: Sequence[Ranked]) -> str:
+    told = [row.runs_needed for row in level if row.runs_needed <= _MOST_RUNS]
+    if not told:
+        return "so close that more seeds would hardly tell them apart: take any"
+    which = "" if len(told) == len(level) else f" {_count(len(told))} of"
+    runs = f"{max(told):g}"
+    return f"about {runs} runs of each would tell{which} them apart (--set race.max_seeds={runs})"
+
+
+def _short(row: Ranked, best: Ranked) -> str:
+    """`0.1 / 0.0005 (t0003)`: the values in the order of the best point's."""
+    if list(row.point) != list(best.point):
+        return f"{describe(row.point)} ({row.trials[0]})"
+    values = [f"{value:g}" if isinstance(value, float) else str(value) for value in row.point.values()]
+    return f"{' / '.join(values)} ({row.trials[0]})"
+
+
+def _count(number: int) -> str:
+    words = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+    return words[number] if number < len(words) else str(number)
+
+
+def _listed(items: Sequence[str]) -> str:
+    return items[0] if len(items) == 1 else f"{', '.join(items[:-1])} and {items[-1]}"
 
 
 def rank(space: Space, state: SweepState) -> Ranking:
     points: dict[int, list[TrialState]] = {}
     for trial in state.trials.values():
         points.setdefault(trial.number, []).append(trial)
-    rows = [_ranked(space, trials) for trials in points.values()]
-    sign = -1.0 if space.higher_is_better else 1.0
+    sign = 1.0 if space.higher_is_better else -1.0
+    by_seed = scores_by_seed(space, state.trials.values())
+    scores = {number: [score for score in runs if score is not None] for number, runs in by_seed.items()}
+    gains = contenders(scores)
+    best = next(iter(gains), None)
+    noise, _ = pooled(scores.values())
+    near = sorted(scores.values(), key=fmean, reverse=True)[: max(len(gains), 2)]
+    if pooled(near)[0] is None:  # all of them have a single run
+        near = list(scores.values())
+    lead, deviation = max(map(fmean, scores.values()), default=0.0), pooled(near)[0] or 0.0
+    rows = []
+    for number, trials in points.items():
+        row = _ranked(space, trials, [sign * score for score in scores.get(number, ())])
+        if noise is not None and number in gains and number != best:
+            needed = runs_to_tell(lead - fmean(scores[number]), deviation, len(scores))
+            row = replace(row, possible_gain=gains[number], runs_needed=needed)
+        rows.append(row)
     rows.sort(
         key=lambda row: (
             row.num_runs == 0,
             row.status in ("diverged", "failed"),
             0.0 if row.num_runs else -row.epoch,
-            sign * row.score if math.isfinite(row.score) else math.inf,
+            -sign * row.score if math.isfinite(row.score) else math.inf,
             row.number,
         )
     )
-    scores = {n: _scores(space, [t for t in trials if t.kind == "point"]) for n, trials in points.items()}
-    if rows and rows[0].num_runs:
-        best = scores[rows[0].number]
-        everything = list(scores.values())
-        # Up to the first that is significantly worse: a point behind it that varies more is no rival.
-        level = itertools.takewhile(lambda row: may_be_level(scores[row.number], best, everything), rows[1:])
-        rivals = {row.number for row in level}
-        rows = [replace(row, in_noise=row.number in rivals) for row in rows]
-    return Ranking(space.metric, tuple(rows), _pooled(list(scores.values()))[0])
+    margin = None if best is None else mean_margin(scores[best], near)
+    is_over = all(trial.end is not None for trial in state.trials.values())
+    return Ranking(space.metric, tuple(rows), noise, margin, is_over)
 
 
-def _ranked(space: Space, trials: list[TrialState]) -> Ranked:
+def _ranked(space: Space, trials: Sequence[TrialState], scores: Sequence[float]) -> Ranked:
     whole = [trial for trial in trials if trial.kind == "point"]
     first = whole[0] if whole else max(trials, key=lambda trial: trial.rung)
-    scores = _scores(space, whole)
-    newest = space.score(first.metrics) if first.metrics and first.status not in ("diverged", "failed") else math.nan
+    # A score after a cooldown or a shorter schedule says more than one of a run that is not over.
+    judged = [trial for trial in trials if trial.kind != "point" and trial.status == "finished"]
+    last = max(judged, key=lambda trial: trial.rung, default=first)
+    is_dead = first.status in ("diverged", "failed")
+    newest = space.score(last.metrics) if last.metrics and not is_dead else math.nan
     return Ranked(
         number=first.number,
         point=first.point,
         trials=tuple(trial.name for trial in trials),
         status="stopped" if first.kind == "short" and first.status == "finished" else first.status,
-        epoch=first.epoch,
+        epoch=first.epoch if scores or is_dead or last is first else last.rung,
         score=fmean(scores) if scores else newest,
         num_runs=len(scores),
         num_diverged=sum(trial.status == "diverged" for trial in whole),
-        spread=_pooled([scores])[0],
+        spread=pooled([scores])[0],
+        judged_by="point" if scores or is_dead else last.kind,
     )
-
-
-def _scores(space: Space, trials: Sequence[TrialState]) -> list[float]:
-    """Scores of the runs that reached their end, and of those that diverged although the first seed did not."""
-    if not trials or trials[0].status in ("diverged", "failed"):
-        return []
-    over = [trial for trial in trials if trial.status in ("finished", "diverged")]
-    return [space.score(trial.metrics if trial.status == "finished" else {}) for trial in over]
-
-
-def may_be_level(scores: Sequence[float], best: Sequence[float], everything: Sequence[Sequence[float]]) -> bool:
-    """Whether the difference of two means may be chance: Student's test (1908) for two samples, two-sided.
-
-    The standard deviation is pooled over these two points' runs only, because points far from the best vary much more:
-    on the digits by 1 to 3 in loss at rates too high, by 0.02 to 0.15 near the best. If one of the two has a single
-    run, it is pooled over all repeated points in `everything`. False if no point was repeated.
-    """
-    deviation, freedom = _pooled([scores, best] if min(len(scores), len(best)) > 1 else everything)
-    if not deviation or not scores or not best:
-        return False
-    standard_error = deviation * math.sqrt(1 / len(scores) + 1 / len(best))
-    return abs(fmean(scores) - fmean(best)) <= float(stdtrit(freedom, (1 + CONFIDENCE) / 2)) * standard_error
-
-
-def _pooled(groups: Sequence[Sequence[float]]) -> tuple[float | None, int]:
-    """The standard deviation within groups (None without a group of two), and its degrees of freedom."""
-    freedom = sum(len(group) - 1 for group in groups if len(group) > 1)
-    if freedom == 0:
-        return None, 0
-    squares = sum((value - fmean(group)) ** 2 for group in groups if len(group) > 1 for value in group)
-    return math.sqrt(squares / freedom), freedom

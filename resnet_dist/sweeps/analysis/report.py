@@ -110,13 +110,15 @@ def _text(space: Space, state: SweepState, ranking: Ranking, builder: Builder, s
     lines = [
         f"# {state.began.name if state.began else sweep_dir.name}",
         "",
+        ranking.verdict(),
+        "",
         f"{numbers['trials']:g} trials: {numbers['finished']:g} finished, {numbers['stopped']:g} stopped early, "
         f"{numbers['diverged']:g} diverged, {numbers['failed']:g} failed, {open_trials} not over.",
         f"{numbers['epochs_spent']:.4g} epochs spent, {numbers['epochs_saved']:.4g} saved by stopping early; "
         f"{_duration(numbers['trial_hours'])} of trials in {_duration(numbers['wall_hours'])}; "
         f"{state.num_drivers} starts.",
         "",
-        f"By {space.metric} of the last evaluation; {ranking.verdict()}.",
+        f"By {space.metric} of the last evaluation.",
         "",
         "| rank | score | runs | spread | ended | point | trials |",
         "|---|---|---|---|---|---|---|",
@@ -125,7 +127,8 @@ def _text(space: Space, state: SweepState, ranking: Ranking, builder: Builder, s
     for place, row in enumerate(shown, 1):
         spread = "" if row.spread is None else f"{row.spread:.3g}"
         score = "" if row.score != row.score else f"{row.score:.4f}" + (" (inside the noise)" if row.in_noise else "")
-        ended = row.status if row.num_runs else f"{row.status} at epoch {row.epoch:g}"
+        how = {"point": "at", "short": "after a whole schedule to", "cooldown": "cooled down after"}[row.judged_by]
+        ended = row.status if row.num_runs else f"{row.status} {how} epoch {row.epoch:g}"
         if row.num_runs and row.num_diverged:
             ended = f"{row.num_diverged} of {row.num_runs} diverged"
         lines.append(
