@@ -233,6 +233,9 @@ def _resolve_fork(
 ) -> tuple[Recipe, Start]:
     fork = recipe.fork
     assert fork is not None
+    if fork.schedule == "cooldown":  # nothing else ends it
+        train = recipe.train.model_copy(update={"early_stop": None, "max_steps": None})
+        recipe = recipe.model_copy(update={"train": train})
     location, epoch = _locate(fork, profile)
     known = None
     if recorded is not None and fork.digest in (None, recorded.digest):
@@ -251,9 +254,6 @@ def _resolve_fork(
     _require_digest("fork.checkpoint", location, metadata.files[STATE], fork.digest)
     changes = _require_forkable(recipe, data_digest, metadata, location)
     pinned = {"checkpoint": location, "digest": metadata.files[STATE], "step": metadata.step}
-    if fork.schedule == "cooldown":  # nothing else ends it
-        train = recipe.train.model_copy(update={"early_stop": None, "max_steps": None})
-        recipe = recipe.model_copy(update={"train": train})
     parent_run = recorded_run(open_storage(split(location)[0]), profile.tracking_uri)
     tags = {"fork.checkpoint": location} | ({"fork.run_id": parent_run.run_id} if parent_run else {})
     line = f"continues {location} (step {metadata.step}) with {few(changes, most=_SHOWN) or 'the same recipe'}"
