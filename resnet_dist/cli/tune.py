@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -117,21 +118,37 @@ def narrow(
 
 @tune_app.command()
 def compare(
-    sweep: SweepDir,
+    sweeps: Annotated[
+        list[Path],
+        typer.Argument(metavar="SWEEP...", help="Folders of sweeps, or ledger files; several: the same on other data."),
+    ],
     scheduler: Annotated[
         list[str] | None,
         typer.Option(metavar="YAML", help="Scheduler, as in a search space; repeatable.  [default: {kind: asha}]"),
     ] = None,
-    draws: Annotated[int, typer.Option(min=10, help="Random orders of the points to replay.")] = 1000,
+    draws: Annotated[int, typer.Option(min=10, help="Random orders of points to replay.")] = 1000,
+    points: Annotated[
+        int | None, typer.Option(min=2, help="Points in each draw.  [default: two thirds of those recorded]")
+    ] = None,
+    orders_seed: Annotated[int, typer.Option(min=0, help="Seed of the draws.")] = 0,
     at_once: Annotated[int, typer.Option(min=1, help="Trials running at once.")] = 1,
+    as_json: AsJson = False,
 ) -> None:
-    """Replay early stopping on a finished sweep's curves: what it would have cost and picked, beside random search.
+    """Replay schedulers on recorded curves: what each would have cost and picked, beside random search.
 
-    The sweep's own scheduler must be fifo.
+    The sweeps must have stopped no trial: scheduler fifo, or record for annealed and halving.
 
     Example: resnet-dist tune compare runs/lr_wd_random --scheduler '{kind: asha, first_rung: 0.33, rungs: 1}'
     """
     from resnet_dist.sweeps.analysis.compare import compare as measure
-    from resnet_dist.sweeps.ledger import read_ledger, replay
+    from resnet_dist.sweeps.ledger import read_events, read_ledger, replay
 
-    typer.echo(measure(replay(read_ledger(sweep)), scheduler or ["{kind: asha}"], draws, at_once))
+    measured = measure(
+        [replay(read_events(path) if path.is_file() else read_ledger(path)) for path in sweeps],
+        scheduler or ["{kind: asha}"],
+        num_draws=draws,
+        num_points=points,
+        orders_seed=orders_seed,
+        at_once=at_once,
+    )
+    typer.echo(json.dumps(asdict(measured)) if as_json else measured.markdown())

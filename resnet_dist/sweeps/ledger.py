@@ -148,11 +148,14 @@ def ledger_file(sweep_dir: Path) -> Path:
 
 
 def read_ledger(sweep_dir: Path) -> list[Event]:
-    """All events; a last line without its end, which is being written, is left out.
+    return read_events(ledger_file(sweep_dir))
+
+
+def read_events(path: Path) -> list[Event]:
+    """All events of a ledger's file; a last line without its end, which is being written, is left out.
 
     Raises UserError without a ledger, Fault for a damaged line.
     """
-    path = ledger_file(sweep_dir)
     try:
         data = read_small(path, MAX_LEDGER_BYTES)
     except OSError as error:

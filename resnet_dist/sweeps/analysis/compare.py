@@ -1,170 +1,514 @@
-"""`tune compare`: what another scheduler would have cost and picked, replayed on the curves of a finished sweep.
+"""`tune compare`: what schedulers would have cost and picked, replayed on recorded curves beside random search.
 
-The decisions are those of a real sweep (`sweep.Sweep`), the evaluations are read from the ledger. So rungs can be
-chosen by evidence, and early stopping compared with random search at equal epochs.
+The decisions are those of a real sweep (`sweep.Sweep`); evaluations, cooldowns and short schedules are read from
+ledgers. So a scheduler is chosen by evidence.
 """
 
 from __future__ import annotations
 
 import itertools
-import random
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from statistics import fmean, quantiles
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from resnet_dist.config.loading import space_from_tree
-from resnet_dist.config.space import Space
+from resnet_dist.config.recipe import recipe_changes
+from resnet_dist.config.space import Annealed, Halving, Record, SchedulerConfig, Space
 from resnet_dist.errors import UserError
 from resnet_dist.sweeps.analysis.ranking import rank
-from resnet_dist.sweeps.ledger import Ledger, SweepState, TrialOutcome, TrialState, spent_epochs
+from resnet_dist.sweeps.ledger import Ledger, SweepState, TrialKind, TrialOutcome, TrialState, spent_epochs, trial_name
+from resnet_dist.sweeps.points import Point, describe
+from resnet_dist.sweeps.racing import CONFIDENCE
+from resnet_dist.sweeps.scheduler import rung_shares
 from resnet_dist.sweeps.sweep import Sweep
+
+Array = NDArray[np.float64]
+Integers = NDArray[np.int64]
+_RESAMPLES = 100
+"""Of studies and points, for the intervals."""
 
 
 @dataclass(frozen=True)
-class Draw:
+class Interval:
+    """A mean over draws and studies, with a 95 % confidence interval."""
+
+    mean: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{self.mean:.2f} ({self.low:.2f} to {self.high:.2f})"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One rule. Regret: how much better than the point it picks the best point of the draw is."""
+
+    rule: str
     epochs: float
-    """Spent by all trials."""
-    regret: float
-    """How much better than the picked point the best known point is."""
-    is_best: bool
+    """Mean, with those of cooldowns and short schedules."""
+    share: float
+    """Of the epochs of the draw's points to their end."""
+    regret: Interval
+    median: float
+    below_90: float
+    """90 % of the draws have at most this regret."""
+    hits: float
+    """How often it picks the best point, or one with the same score."""
+    regret_elsewhere: Interval | None
+    """By the picked point's other runs (other data, other seeds), which the rule did not see, against the point that is
+    best by the mean over all runs. None: there are no others."""
+    by_study: tuple[float, ...]
+    """Mean regret."""
+    difference: Interval | None = None
+    """Its regret minus that of random search with as many epochs."""
+    random_share: float | None = None
+    """Share of all epochs that random search needs for the same regret."""
 
 
-def compare(state: SweepState, schedulers: Sequence[str], num_draws: int, at_once: int) -> str:
-    """A Markdown table of each scheduler's cost and regret. Raises UserError unless all points have reached their end.
+@dataclass(frozen=True)
+class Comparison:
+    head: str
+    rows: tuple[Row, ...]
+    studies: tuple[str, ...]
+    notes: tuple[str, ...]
+    """Each study's best point, and how the intervals were made."""
 
-    Each draw shuffles the points and lets the rule see the runs of one seed. The point that it picks is scored by its
-    other seeds, if there are any, so that luck is not rewarded. The best known point has the best mean over all seeds.
+    def markdown(self) -> str:
+        has_others = self.rows[0].regret_elsewhere is not None
+        columns = [
+            *("rule", "epochs", "share of all", "regret, mean", "median", "90 % are below", "the best point itself"),
+            *(("regret by other runs",) if has_others else ()),
+            *("regret minus random search's", "random search needs"),
+        ]
+        lines = [self.head, "", *_table(columns, [_cells(row, has_others) for row in self.rows])]
+        if len(self.studies) > 1:
+            by_study = [[row.rule, *(f"{regret:.2f}" for regret in row.by_study)] for row in self.rows]
+            lines += ["", *_table(["regret, mean, of each study", *self.studies], by_study)]
+        return "\n".join([*lines, "", *(f"- {note}" for note in self.notes)])
+
+
+def _cells(row: Row, has_others: bool) -> list[str]:
+    return [
+        row.rule,
+        f"{row.epochs:.1f}",
+        f"{row.share:.0%}",
+        str(row.regret),
+        f"{row.median:.2f}",
+        f"{row.below_90:.2f}",
+        f"{row.hits:.0%}",
+        *([str(row.regret_elsewhere)] if has_others else []),
+        str(row.difference or ""),
+        "" if row.random_share is None else f"{row.random_share:.0%}",
+    ]
+
+
+def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    return [f"| {' | '.join(cells)} |" for cells in (columns, ["---"] * len(columns), *rows)]
+
+
+def compare(
+    sweeps: Sequence[SweepState],
+    schedulers: Sequence[str],
+    *,
+    num_draws: int,
+    at_once: int = 1,
+    num_points: int | None = None,
+    orders_seed: int = 0,
+) -> Comparison:
+    """Plays each scheduler on the recorded curves. Raises UserError unless all that it would see were recorded.
+
+    Each draw is some of the points in an order of its own, and is played on every study. A rule sees one run of each
+    point; where further seeds were recorded, the draws take turns among them. Random search is not played: the chance
+    with which it picks a point is known, and between two whole numbers of points it is a mixture of both.
 
     Args:
+        sweeps: those on the same data are one study.
         schedulers: a space's `scheduler` in YAML, each.
-        num_draws: how many orders of the points are played.
+        num_draws: how many draws are played.
         at_once: how many trials run at the same time.
+        num_points: of a draw. None: two thirds of all; with all points, a rule whose verdicts do not depend on the
+            order would see the same in every draw.
+        orders_seed: with another seed the draws are others.
     """
-    recorded = _Recorded(state)
-    spaces = {name: space_from_tree("--scheduler", recorded.tree, [f"scheduler={name}"]) for name in schedulers}
-    rows: list[tuple[str, list[Draw]]] = [
-        ("every point to its end", [recorded.first_points(draw, len(recorded.points)) for draw in range(num_draws)])
-    ]
-    for name, space in spaces.items():
-        stopped = [recorded.play(space, draw, at_once) for draw in range(num_draws)]
-        wholes = [max(round(played.epochs / recorded.length), 1) for played in stopped]
-        random_search = [recorded.first_points(draw, whole) for draw, whole in enumerate(wholes)]
-        rows += [(name, stopped), ("random search, as many epochs", random_search)]
-    lines = [
-        f"{len(recorded.points)} points with {recorded.num_seeds} seed(s), {recorded.length:g} epochs each; "
-        f"{num_draws} draws, {at_once} at once; {recorded.space.metric}. {rank(recorded.space, state).verdict()}",
-        "",
-        "| rule | epochs | share of all | regret, mean | median | 90 % are below | the best point itself |",
-        "|---|---|---|---|---|---|---|",
-        *(_line(rule, draws, recorded) for rule, draws in rows),
-    ]
-    return "\n".join(lines)
+    studies = _studies(sweeps)
+    first = studies[0]
+    num_recorded = len(first.numbers)
+    size = num_points or max(round(2 * num_recorded / 3), min(2, num_recorded))
+    if size > num_recorded:
+        raise UserError(f"compare: draws of {size} points, but {num_recorded} were recorded; give fewer with --points")
+    spaces = {words: space_from_tree("--scheduler", first.replayable, [f"scheduler={words}"]) for words in schedulers}
+    for study in studies:
+        study.require_recorded({words: space.scheduler for words, space in spaces.items()})
+    # Short schedules and cooldowns are recorded for the first seed only.
+    only_first = any(_cooldowns(space.scheduler) or _shorts(space.scheduler) for space in spaces.values())
+    random = np.random.default_rng(orders_seed)
+    whole = np.tile(np.arange(len(studies)), (num_draws, 1))
+    orders = np.array([random.permutation(num_recorded)[:size] for _ in range(num_draws)])
+    draws = _Draws(studies, orders, whole, only_first_seed=only_first)
+    # Resampled points may be there twice. Each draw on one study only, so that intervals cost as much as means.
+    num_each = max(num_draws // _RESAMPLES, 1)
+    resampled_points = random.integers(num_recorded, size=(_RESAMPLES, num_recorded))
+    orders = np.array([random.permutation(points)[:size] for points in np.repeat(resampled_points, num_each, axis=0)])
+    resampled_studies = random.integers(len(studies), size=(_RESAMPLES, len(studies)))
+    played = np.array([np.resize(row, num_each) for row in resampled_studies]).reshape(-1, 1)
+    resampled = _Draws(studies, orders, played, only_first_seed=only_first)
 
-
-def _line(rule: str, draws: Sequence[Draw], recorded: _Recorded) -> str:
-    epochs, regrets = fmean(draw.epochs for draw in draws), [draw.regret for draw in draws]
-    share = epochs / (recorded.length * len(recorded.points))
-    deciles = quantiles(regrets, n=10)
-    hits = fmean(draw.is_best for draw in draws)
-    return (
-        f"| {rule} | {epochs:.1f} | {share:.0%} | {fmean(regrets):.2f} | {deciles[4]:.2f} | {deciles[8]:.2f} "
-        f"| {hits:.0%} |"
+    everything = draws.random_search(draws.all_epochs), resampled.random_search(resampled.all_epochs)
+    rows = [draws.row("every point to its end", *everything)]
+    for words, space in spaces.items():
+        result, again = (each.play(space, at_once) for each in (draws, resampled))
+        equal = draws.random_search(result.epochs), resampled.random_search(again.epochs)
+        rows.append(draws.row(words, result, again, equal))
+        rows.append(draws.row("random search, as many epochs", *equal))
+    counted = f"{len(studies)} {'study' if len(studies) == 1 else 'studies'} of {num_recorded} points"
+    chosen = f"all {size}" if size == num_recorded else f"{size} of the"
+    return Comparison(
+        f"{counted}, {first.length:g} epochs each; {num_draws} draws of {chosen} points (--orders-seed {orders_seed}), "
+        f"{at_once} at once; {first.space.metric}.",
+        tuple(rows),
+        tuple(study.name for study in studies),
+        (*(f"{study.name}: {study.verdict}" for study in studies), _how_sure(studies)),
     )
 
 
-class _Recorded:
-    """A finished sweep's runs: one list for each point, by seed."""
+# ---- what was recorded -----------------------------------------------------------------------------------------------
 
-    def __init__(self, state: SweepState) -> None:
+
+def _studies(sweeps: Sequence[SweepState]) -> list[_Study]:
+    """By data and seed of the base recipe. Raises UserError if the sweeps cannot be compared."""
+    grouped: dict[tuple[str, str], list[SweepState]] = {}
+    for state in sweeps:
         if state.began is None:
             raise UserError("compare: no sweep was started here")
-        # Without a budget: the replay's clock counts calls. Without a search: the points are known.
-        self.tree = {**state.began.space, "budget": {}, "race": None, "search": {"kind": "random"}}
-        self.space = Space.model_validate(self.tree)
-        self.points: dict[int, list[TrialState]] = {}
-        for trial in state.trials.values():
-            if trial.status in ("finished", "diverged"):
-                self.points.setdefault(trial.number, []).append(trial)
-        first_runs = [trial for trial in state.trials.values() if trial.seed_number == 0]
-        unknown = [trial.name for trial in first_runs if trial.status not in ("finished", "diverged")]
-        finished = [trial for trial in first_runs if trial.status == "finished"]
+        first = sweeps[0].began
+        assert first is not None
+        if changed := recipe_changes(_what_is_equal(sweeps[0]), _what_is_equal(state)):
+            raise UserError(
+                f"compare: {state.began.name} is not {first.name} on other data or with another scheduler: "
+                f"{', '.join(changed[:8])}; compare them one by one"
+            )
+        grouped.setdefault((state.began.data_digest, str(state.began.base.get("seed"))), []).append(state)
+    return [_Study(states) for states in grouped.values()]
+
+
+def _what_is_equal(state: SweepState) -> dict[str, Any]:
+    """What sweeps that are compared have in common: all but data, seed and scheduler."""
+    assert state.began is not None
+    space, base = state.began.space, state.began.base
+    of_data = ("dataset", "mean", "std")
+    data = {key: value for key, value in base.get("data", {}).items() if key not in of_data}
+    return {
+        "proxy": {key: value for key, value in space["proxy"].items() if key.removeprefix("data.") not in of_data},
+        "base": {**base, "data": data, "seed": None},
+        "metric": space["metric"],
+        "points": {trial_name(trial.number): describe(trial.point) for trial in state.trials.values()},
+    }
+
+
+class _Study:
+    """Runs of the same points on the same data, from one or more sweeps; a run is exact, so they agree."""
+
+    def __init__(self, sweeps: Sequence[SweepState]) -> None:
+        self._runs: dict[tuple[str, float | str], TrialState] = {}
+        """By name, and by what else decides a cooldown or a short schedule."""
+        names: list[str] = []
+        points: dict[int, Point] = {}
+        for state in sweeps:
+            assert state.began is not None
+            names.append(state.began.name)
+            scheduler = Space.model_validate(state.began.space).scheduler
+            for trial in state.trials.values():
+                points[trial.number] = trial.point
+                if trial.status in ("finished", "diverged"):
+                    self._runs.setdefault((trial.name, _variant(scheduler, trial.kind)), trial)
+        began = sweeps[0].began
+        assert began is not None
+        self.name, self.points, self.numbers = "+".join(names), points, sorted(points)
+        # Without a budget: the replay's clock counts calls. Without a model that proposes points: they are known.
+        without = {"budget", "seeds", "race", *({"search"} if began.space["search"]["kind"] in ("tpe", "cma") else ())}
+        self.replayable = {key: value for key, value in began.space.items() if key not in without}
+        self.space = Space.model_validate(self.replayable)
+        self.verdict = rank(self.space, sweeps[0]).verdict()
+        self._sign = 1 if self.space.higher_is_better else -1
+        unknown = [name for number in self.numbers if ((name := trial_name(number)), "") not in self._runs]
+        finished = [trial for trial in self._runs.values() if trial.is_first_run and trial.status == "finished"]
         if unknown or not finished:
             raise UserError(
-                "compare: needs a sweep with scheduler fifo whose points have all reached their end; not so: "
-                f"{', '.join(unknown[:10]) or 'no trial has finished'}"
+                f"compare: {self.name}: needs a sweep with scheduler fifo or record whose points have all reached "
+                f"their end; not so: {', '.join(unknown[:10]) or 'no trial has finished'}"
             )
-        # Seeds that every point has; one that diverged with its first seed is not run with others.
-        self.num_seeds = min(len(self.points[trial.number]) for trial in finished)
         self.length = finished[0].epoch
-        sign = 1 if self.space.higher_is_better else -1
-        self._best = max(self.points, key=lambda number: sign * self._score(number, range(self.num_seeds)))
+        # Seeds that every point has; one that diverged with its first seed is not run with others.
+        counts = [
+            next(seed for seed in itertools.count(1) if (trial_name(run.number, seed), "") not in self._runs)
+            for run in finished
+        ]
+        self.num_seeds = min(counts)
+        self.scores = self._of_each(lambda run: self._sign * self._score(run))
+        self.epochs = self._of_each(lambda run: run.epoch)
 
-    def first_points(self, draw: int, number: int) -> Draw:
-        """Random search: the first points of the draw's order, each to its end."""
-        order, seed = self._order(draw)
-        seen = order[:number]
-        picked = seen[0]
-        for point in seen[1:]:
-            if self.space.is_better(self._score(point, [seed]), self._score(picked, [seed])):
-                picked = point
-        return self._judged(picked, seed, sum(self._run(point, seed).epoch for point in seen))
+    def require_recorded(self, schedulers: Mapping[str, SchedulerConfig]) -> None:
+        """Raises UserError, with how to record them, unless all short schedules and cooldowns are here.
 
-    def play(self, space: Space, draw: int, at_once: int) -> Draw:
-        """A sweep with the space's scheduler over the draw's order; running trials report one after the other."""
-        order, seed = self._order(draw)
+        Args:
+            schedulers: by the words with which they were given.
+        """
+        for words, scheduler in schedulers.items():
+            if isinstance(scheduler, Halving) and scheduler.rungs[-1] != self.length:
+                raise UserError(
+                    f"compare: {words}: the last of its rungs must be the {self.length:g} epochs of {self.name}"
+                )
+            wanted = [
+                (trial_name(number, 0, "short", rung), _variant(scheduler, "short"))
+                for rung, number in itertools.product(_shorts(scheduler), self.numbers)
+            ]
+            for number, share in itertools.product(self.numbers, _cooldowns(scheduler)):
+                epochs = [report.epoch for report in self._whole(number, 0).reports]
+                rung = next((epoch for epoch in epochs if epoch / self.length >= share), self.length)
+                if rung < self.length:
+                    wanted.append((trial_name(number, 0, "cooldown", rung), _variant(scheduler, "cooldown")))
+            if missing := [name for name, variant in dict.fromkeys(wanted) if (name, variant) not in self._runs]:
+                raise UserError(
+                    f"compare: {words}: {self.name} did not record what it sees ({', '.join(missing[:5])}, "
+                    f"{len(missing)} in all); record it with a sweep of the same space and "
+                    f"`scheduler: {_recorder(scheduler, list(schedulers.values()))}`"
+                )
+
+    def play(self, space: Space, order: Sequence[int], seed: int, at_once: int) -> tuple[int, float]:
+        """A sweep with the space's scheduler: the place in `order` of the point that it picks, and its epochs.
+
+        Args:
+            order: indices of the points, in the order of trials; running ones report one after the other.
+            seed: that of the runs it sees.
+        """
         clock = itertools.count()
         sweep = Sweep(
-            space.model_copy(update={"seeds": 1}),
+            space,
             Ledger(),
-            planned=[self.points[number][0].point for number in order],
+            planned=[self.points[self.numbers[place]] for place in order],
             total_epochs=lambda point: self.length,
             now_s=lambda: float(next(clock)),
         )
         sweep.begin()
-        running: list[str] = []
+        running: list[TrialState] = []
         while not sweep.is_over():
             while len(running) < at_once and (trial := sweep.next_trial()) is not None:
                 sweep.start(trial)
-                running.append(trial.name)
-            running = [name for name in running if self._one_report(sweep, name, order, seed)]
-        best = rank(sweep.space, sweep.state).best
-        if best is None:
-            raise UserError("compare: the scheduler let no trial reach its end")
-        return self._judged(order[best.number], seed, spent_epochs(sweep.state))
+                running.append(trial)
+            running = [
+                trial for trial in running if self._one_report(sweep, trial, self.numbers[order[trial.number]], seed)
+            ]
+        # Without a run that reached its end: what the report has at the top.
+        picked = rank(space, sweep.state).rows[0].number
+        return picked, spent_epochs(sweep.state)
 
-    def _one_report(self, sweep: Sweep, name: str, order: Sequence[int], seed: int) -> bool:
+    def _one_report(self, sweep: Sweep, trial: TrialState, number: int, seed: int) -> bool:
         """The trial's next evaluation, or its end; whether it continues."""
-        known = sweep.state.trials[name]
-        run = self._run(order[known.number], seed)
-        done = len(known.reports)
+        if trial.kind == "point":
+            run = self._whole(number, seed)
+        else:
+            name = trial_name(number, 0, trial.kind, trial.rung)
+            run = self._runs[name, _variant(sweep.space.scheduler, trial.kind)]
+        done = len(trial.reports)
         if done == len(run.reports):
             outcome: TrialOutcome = "finished" if run.status == "finished" else "diverged"
-            sweep.end(name, outcome, epoch=run.epoch, step=0, metrics=run.metrics, reason=outcome)
+            sweep.end(trial.name, outcome, epoch=run.epoch, step=0, metrics=run.metrics, reason=outcome)
             return False
         report = run.reports[done]
-        verdict = sweep.report(name, report.epoch, report.step, report.metrics)
+        verdict = sweep.report(trial.name, report.epoch, report.step, report.metrics)
         if verdict == "stop":
-            sweep.end(name, "stopped", epoch=report.epoch, step=report.step, metrics=report.metrics, reason="stopped")
+            sweep.end(
+                trial.name, "stopped", epoch=report.epoch, step=report.step, metrics=report.metrics, reason="stopped"
+            )
         elif verdict == "wait":
-            sweep.leave(name, "waits")
+            sweep.leave(trial.name, "waits")
         return verdict == "go on"
 
-    def _order(self, draw: int) -> tuple[list[int], int]:
-        """The points in the draw's order, and the seed whose runs it sees."""
-        order = sorted(self.points)
-        random.Random(draw).shuffle(order)
-        return order, draw % self.num_seeds
+    def _whole(self, number: int, seed: int) -> TrialState:
+        """The point's run with its whole schedule."""
+        return self._runs.get((trial_name(number, seed), "")) or self._runs[trial_name(number), ""]
 
-    def _run(self, point: int, seed: int) -> TrialState:
-        runs = self.points[point]
-        return runs[seed] if seed < len(runs) else runs[0]
+    def _score(self, run: TrialState) -> float:
+        return self.space.score(run.metrics if run.status == "finished" else {})
 
-    def _score(self, point: int, seeds: Sequence[int]) -> float:
-        runs = [self._run(point, seed) for seed in seeds]
-        return fmean(self.space.score(run.metrics if run.status == "finished" else {}) for run in runs)
+    def _of_each(self, value: Callable[[TrialState], float]) -> Array:
+        """(seed, point)."""
+        return np.array([[value(self._whole(n, seed)) for n in self.numbers] for seed in range(self.num_seeds)])
 
-    def _judged(self, picked: int, seed: int, epochs: float) -> Draw:
-        others = [other for other in range(self.num_seeds) if other != seed] or [seed]
-        sign = 1 if self.space.higher_is_better else -1
-        regret = sign * (self._score(self._best, others) - self._score(picked, others))
-        return Draw(epochs, regret, picked == self._best)
+
+def _cooldowns(scheduler: SchedulerConfig) -> list[float]:
+    """Shares of the schedule after which it forks cooldowns."""
+    return rung_shares(scheduler) if isinstance(scheduler, Annealed | Record) else []
+
+
+def _shorts(scheduler: SchedulerConfig) -> tuple[int, ...]:
+    """Epochs of the shorter schedules that it trains."""
+    match scheduler:
+        case Halving(rungs=epochs):
+            return epochs[:-1]
+        case Record(shorts=epochs):
+            return epochs
+        case _:
+            return ()
+
+
+def _variant(scheduler: SchedulerConfig, kind: TrialKind) -> float | str:
+    """What decides a cooldown or a short schedule besides its name."""
+    match kind, scheduler:
+        case "cooldown", Annealed(cooldown=cooldown) | Record(cooldown=cooldown):
+            return cooldown
+        case "short", Halving(carry=carry) | Record(carry=carry):
+            return carry
+        case _:
+            return ""
+
+
+def _recorder(needs: SchedulerConfig, others: Sequence[SchedulerConfig]) -> str:
+    """The scheduler, in YAML, that records what `needs` sees, and what the others see as far as one sweep can."""
+    every = (needs, *others)
+
+    def variant(kind: TrialKind) -> float | str:
+        return next(found for scheduler in every if (found := _variant(scheduler, kind)))
+
+    parts = ["kind: record"]
+    if cooldowns := sorted({share for scheduler in every for share in _cooldowns(scheduler)}):
+        parts += [f"cooldowns: {cooldowns}", f"cooldown: {variant('cooldown')}"]
+    if shorts := sorted({epochs for scheduler in every for epochs in _shorts(scheduler)}):
+        parts += [f"shorts: {shorts}", f"carry: {variant('short')}"]
+    return f"{{{', '.join(parts)}}}"
+
+
+# ---- draws -----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Result:
+    """What a rule came to, by draw and study."""
+
+    epochs: Array
+    chances: Array
+    """By draw, study and place in the order: with which it picks the point."""
+    regret: Array
+    elsewhere: Array | None
+    """The regret by the runs that the rule did not see."""
+
+
+class _Draws:
+    """Orders of points, each played on some of the studies. Axes of arrays: draw, study, place in the order.
+
+    Args:
+        orders: (draw, place): indices of points.
+        played: (draw, study): indices of studies.
+        only_first_seed: the rules see the runs of the first seed. False: those of another in each draw, in turn.
+    """
+
+    def __init__(self, studies: Sequence[_Study], orders: Integers, played: Integers, *, only_first_seed: bool) -> None:
+        self._studies, self._orders, self._played = studies, orders, played
+        self.size = orders.shape[1]
+        draws = np.arange(len(orders))[:, None]
+        num_seeds = np.array([1 if only_first_seed else study.num_seeds for study in studies])
+        self._seeds = draws % num_seeds[played]
+
+        def seen(values: Sequence[Array]) -> Array:
+            cells = zip(self._orders, played, self._seeds, strict=True)
+            return np.array(
+                [[values[index][seed][order] for index, seed in zip(*cell, strict=True)] for order, *cell in cells]
+            )
+
+        scores = seen([study.scores for study in studies])
+        self.all_epochs: Array = seen([study.epochs for study in studies]).sum(-1)
+        """(draw, study): of all points to their end."""
+        self._ranked = np.argsort(-scores, axis=-1, kind="stable")
+        self._regrets = scores.max(-1, keepdims=True) - scores
+        self._elsewhere: Array | None = None
+        every = np.concatenate([study.scores for study in studies])
+        if len(every) > 1:
+            others = (every.sum(0)[orders][:, None, :] - scores) / (len(every) - 1)
+            best = every.mean(0)[orders].argmax(-1)
+            self._elsewhere = np.take_along_axis(others, best[:, None, None], -1) - others
+        self._by_place = np.array(
+            [
+                [math.comb(self.size - 1 - place, num - 1) / math.comb(self.size, num) for place in range(self.size)]
+                for num in range(1, self.size + 1)
+            ]
+        )
+        """(number, place): the chance that the best of 1, 2, ... random points is the one ranked there."""
+
+    def play(self, space: Space, at_once: int) -> _Result:
+        epochs, chances = np.zeros_like(self.all_epochs), np.zeros_like(self._regrets)
+        for draw, order in enumerate(self._orders):
+            for at, index in enumerate(self._played[draw]):
+                study, seed = self._studies[index], int(self._seeds[draw, at])
+                picked, epochs[draw, at] = study.play(space, order.tolist(), seed, at_once)
+                chances[draw, at, picked] = 1.0
+        return self._result(epochs, chances)
+
+    def random_search(self, epochs: Array) -> _Result:
+        """With as many epochs (draw, study), or those of one point or of all if that is nearer."""
+        num = np.clip(epochs / self.all_epochs * self.size, 1, self.size)
+        floor = np.floor(num).astype(int)
+        share = (num - floor)[..., None]
+        by_place = (1 - share) * self._by_place[floor - 1] + share * self._by_place[np.minimum(floor, self.size - 1)]
+        chances = np.zeros_like(self._regrets)
+        np.put_along_axis(chances, self._ranked, by_place, axis=-1)
+        return self._result(num / self.size * self.all_epochs, chances)
+
+    def share_needed(self, regret: float) -> float:
+        """The share of all epochs with which random search has this mean regret."""
+        falling = self._by_place @ np.take_along_axis(self._regrets, self._ranked, -1).mean((0, 1))
+        return float(np.interp(regret, falling[::-1], np.arange(self.size, 0, -1))) / self.size
+
+    def _result(self, epochs: Array, chances: Array) -> _Result:
+        elsewhere = None if self._elsewhere is None else (chances * self._elsewhere).sum(-1)
+        return _Result(epochs, chances, (chances * self._regrets).sum(-1), elsewhere)
+
+    def row(self, rule: str, result: _Result, resampled: _Result, equal: tuple[_Result, _Result] | None = None) -> Row:
+        """
+        Args:
+            result: of these draws.
+            resampled: of the resampled ones.
+            equal: both of random search with as many epochs.
+        """
+        is_picked = result.chances > 0
+        median, below_90 = np.quantile(
+            self._regrets[is_picked], [0.5, 0.9], weights=result.chances[is_picked], method="inverted_cdf"
+        )
+        elsewhere = None
+        if result.elsewhere is not None and resampled.elsewhere is not None:
+            elsewhere = _interval(result.elsewhere, resampled.elsewhere)
+        return Row(
+            rule=rule,
+            epochs=float(result.epochs.mean()),
+            share=float((result.epochs / self.all_epochs).mean()),
+            regret=_interval(result.regret, resampled.regret),
+            median=float(median),
+            below_90=float(below_90),
+            hits=float((result.chances * (self._regrets == 0)).sum(-1).mean()),
+            regret_elsewhere=elsewhere,
+            by_study=tuple(result.regret.mean(0).tolist()),
+            difference=_interval(result.regret - equal[0].regret, resampled.regret - equal[1].regret)
+            if equal
+            else None,
+            random_share=self.share_needed(float(result.regret.mean())) if equal else None,
+        )
+
+
+def _interval(values: Array, resampled: Array) -> Interval:
+    low, high = np.quantile(resampled.reshape(_RESAMPLES, -1).mean(1), [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
+    return Interval(float(values.mean()), float(low), float(high))
+
+
+def _how_sure(studies: Sequence[_Study]) -> str:
+    over = (
+        "studies and points"
+        if len(studies) > 1
+        else "points only, because there is one study: other data may differ more"
+    )
+    return (
+        f"In brackets: 95 % bootstrap intervals (percentiles of {_RESAMPLES} resamples, each played again) over {over}."
+    )

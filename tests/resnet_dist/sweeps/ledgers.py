@@ -13,6 +13,7 @@ from resnet_dist.sweeps.ledger import (
     Event,
     TrialAdded,
     TrialEnded,
+    TrialKind,
     TrialOutcome,
     TrialReported,
     TrialStarted,
@@ -26,7 +27,14 @@ class RecordedRun(NamedTuple):
     point: Mapping[str, Any]
     outcome: TrialOutcome
     scores: Sequence[float]
-    """Top-1 after each epoch. A run without any has diverged in its first epoch."""
+    """Top-1 after each epoch; of short schedules and cooldowns only at the end. A run without any has diverged in its
+    first epoch."""
+    kind: TrialKind = "point"
+    rung: float = 0.0
+
+
+COOLDOWN = 0.2
+"""Steps of a cooldown, as a share of those before it."""
 
 
 def events_of(space: Space, runs: Iterable[RecordedRun], base: Mapping[str, Any]) -> list[Event]:
@@ -47,21 +55,25 @@ def events_of(space: Space, runs: Iterable[RecordedRun], base: Mapping[str, Any]
         ),
         DriverStarted(time_s=0.0),
     ]
-    for number, seed, point, outcome, scores in runs:
-        name, metrics = trial_name(number, seed), dict[str, float]()
-        events.append(TrialAdded(trial=name, number=number, seed_number=seed, point=point, time_s=next(seconds)))
-        events.append(TrialStarted(trial=name, time_s=next(seconds)))
-        for epoch, score in enumerate(scores, 1):
+    for number, seed, point, outcome, scores, kind, rung in runs:
+        name, metrics = trial_name(number, seed, kind, rung), dict[str, float]()
+        added = TrialAdded(
+            trial=name, number=number, seed_number=seed, point=point, time_s=next(seconds), kind=kind, rung=rung
+        )
+        events += [added, TrialStarted(trial=name, time_s=next(seconds))]
+        epoch = rung if kind == "cooldown" else 0.0
+        for done, score in enumerate(scores, 1):
+            epoch = {"point": float(done), "short": rung, "cooldown": (1 + COOLDOWN) * rung}[kind]
             metrics, time_s = {"val/top1": score}, next(seconds)
             report = TrialReported(
-                trial=name, epoch=epoch, step=11 * epoch, metrics=metrics, verdict="go on", time_s=time_s
+                trial=name, epoch=epoch, step=round(11 * epoch), metrics=metrics, verdict="go on", time_s=time_s
             )
             events.append(report)
         end = TrialEnded(
             trial=name,
             outcome=outcome,
-            epoch=len(scores) or 0.5,
-            step=11 * len(scores),
+            epoch=epoch or 0.5,
+            step=round(11 * epoch),
             metrics=metrics,
             reason=outcome,
             time_s=next(seconds),
