@@ -78,8 +78,8 @@ def test_the_report_has_all_its_parts_and_the_best_recipe_is_a_recipe(tmp_path: 
     report = write_report(write(tmp_path, played(a_space(GRID))))
     names = {path.name for path in report.folder.iterdir()}
     assert names == {
-        *("ranking.md", "ranking.csv", "index.html", "heat_map.png", "learning_curves.png"),
-        *("parallel_coordinates.png", "importance.png", "best_so_far.png"),
+        *("ranking.md", "ranking.csv", "index.html"),
+        *("score_map.png", "learning_curves.png", "by_parameter.png", "best_so_far.png"),
     }
     assert "20 trials: 10 finished, 6 stopped early, 4 diverged, 0 failed, 0 not over" in report.text
     assert "74 epochs spent, 24 saved by stopping early" in report.text
