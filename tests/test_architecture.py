@@ -294,6 +294,7 @@ WALLS = {
         "resnet_dist.planner.step",
         "resnet_dist.weights",
         "resnet_dist.sweeps.ledger",
+        "resnet_dist.sweeps.racing",
         "resnet_dist.launch.control",
         "data_prep.beton",
         "data_prep.native",

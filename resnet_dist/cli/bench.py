@@ -196,6 +196,22 @@ def bench_sweep(
     typer.echo(measure(space, on, profile_set, {"light": light_trials, "train": train_trials}, rounds))
 
 
+@bench_app.command("race")
+def bench_race(
+    sweeps: Annotated[
+        list[Path] | None, typer.Argument(metavar="[SWEEP]...", help="Folders of sweeps with many seeds, to resample.")
+    ] = None,
+    races: Annotated[int, typer.Option(min=2, help="Races of each kind.")] = 1000,
+) -> None:
+    """Simulate how often a sweep's race of seeds picks the best point, and what it costs, beside equal shares.
+
+    Example: resnet-dist bench race --races 300
+    """
+    from resnet_dist.bench.race import bench_race as measure
+
+    typer.echo(measure(sweeps or [], races))
+
+
 @bench_app.command("scale")
 def bench_scale(
     sizes: Annotated[

@@ -62,8 +62,9 @@ def run_sweep(prepared: PreparedSweep, log: Log) -> SweepEnd:
         sweep.begin(prepared.is_saved)
         if sweep.is_over():
             return _finish(prepared, "all trials ended")
-        # At most: if every point reaches its end, and so gets all its seeds.
-        most = sweep.num_points * space.seeds - sum(trial.end is not None for trial in sweep.state.trials.values())
+        # At most: if every point reaches its end, and so gets all its seeds. Or a round of a race, which has fewer.
+        num_open = sum(trial.end is None for trial in sweep.state.trials.values())
+        most = max(sweep.num_points * space.seeds - (len(sweep.state.trials) - num_open), num_open)
         with (
             ray_session(profile, dashboard=space.resources.path == "train"),
             # An autoscaler has to see what all trials at once need, all the time: Tune requests for running ones only.

@@ -52,6 +52,7 @@ def _rows(prepared: PreparedSweep, state: SweepState) -> str:
         "name": prepared.name,
         "folder": prepared.sweep_dir,
         "trials": f"{num_points} points, {space.seeds} run(s) of each that reaches its end"
+        + (f", up to {space.race.max_seeds} of those that cannot be told from the best" if space.race else "")
         + (
             f" (trials is {space.trials}: the space has no more distinct points)"
             if num_points < (space.trials or 0)
@@ -60,6 +61,7 @@ def _rows(prepared: PreparedSweep, state: SweepState) -> str:
         "length of a trial": f"{length:g} epochs of {samples:,} images",
         "cost": f"{most:,.0f} epochs if none is stopped early"
         + (f", about {expected:,.0f} in the long run" if expected < most else "")
+        + (" before the race" if space.race else "")
         + f" ({most * samples:,.0f} images)",
         "budget": ", ".join(f"{k} {v:g}" for k, v in space.budget.model_dump().items() if v is not None) or "no limit",
         "already spent": f"{spent_epochs(state):g} epochs",

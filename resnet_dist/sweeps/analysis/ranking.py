@@ -162,7 +162,7 @@ def rank(space: Space, state: SweepState) -> Ranking:
     for number, trials in points.items():
         row = _ranked(space, trials, [sign * score for score in scores.get(number, ())])
         if noise is not None and number in gains and number != best:
-            needed = runs_to_tell(lead - fmean(scores[number]), deviation, len(scores))
+            needed = max(runs_to_tell(lead - row.score * sign, deviation, len(scores)), row.num_runs + 1)
             row = replace(row, possible_gain=gains[number], runs_needed=needed)
         rows.append(row)
     rows.sort(
