@@ -7,8 +7,9 @@ their state in memory, where a killed driver loses it; here every decision is wo
 from __future__ import annotations
 
 import math
+from bisect import bisect_right
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -187,7 +188,7 @@ def halved(num_rungs: int, factor: float, history: Sequence[SchedulerEvent]) -> 
 def annealed(config: Annealed, history: Sequence[SchedulerEvent]) -> Decision:
     """Successive halving by the scores after a cooldown: a trial waits at each rung until all have theirs."""
     rungs = halved(len(config.rungs), config.reduction_factor, history)
-    passed = {trial: sum(trial in rung.kept for rung in rungs) for trial in rungs[0].contenders}
+    passed = Counter(trial for rung in rungs for trial in rung.kept)
     lost = [trial for rung in rungs if rung.is_decided for trial in rung.contenders if trial not in rung.kept]
     return _waiting(config.rungs, history, passed, lost)
 
@@ -200,7 +201,7 @@ def record(config: Record, history: Sequence[SchedulerEvent]) -> Decision:
 def _waiting(
     shares: Sequence[float],
     history: Sequence[SchedulerEvent],
-    passed: Mapping[str, int],
+    passed: Counter[str],
     lost: Sequence[str] = (),
 ) -> Decision:
     """A trial that comes to a rung waits, until it has passed as many rungs as it has come to.
@@ -210,16 +211,17 @@ def _waiting(
         passed: how many rungs are behind each trial.
         lost: trials that never continue.
     """
-    reached: dict[str, int] = {}
-    is_new = False
+    farthest: dict[str, float] = {}
+    before = 0.0
+    """How far the trial that reported last had come before."""
     for event in history:
         if event.kind == "reported":
-            before = reached.get(event.trial, 0)
-            reached[event.trial] = max(before, sum(event.share >= share for share in shares))
-            is_new = reached[event.trial] > before
+            before = farthest.get(event.trial, 0.0)
+            farthest[event.trial] = max(before, event.share)
+    reached = {trial: bisect_right(shares, share) for trial, share in farthest.items()}
     now = history[-1]
-    waits = now.kind == "reported" and is_new
-    resumable = frozenset(trial for trial, rungs in reached.items() if passed.get(trial, 0) >= rungs)
+    waits = now.kind == "reported" and reached[now.trial] > bisect_right(shares, before)
+    resumable = frozenset(trial for trial, rungs in reached.items() if passed[trial] >= rungs)
     return Decision("wait" if waits else "go on", resumable, lost)
 
 

@@ -7,7 +7,7 @@ a killed driver decides as that driver would have.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import chain
 from typing import Protocol
@@ -80,6 +80,8 @@ class Sweep:
         self._lengths: dict[int, float] = {}
         """Epochs of each point's schedule."""
         self._history: list[SchedulerEvent] = []
+        self._decided: tuple[int, SchedulerEvent | None, Decision] = (0, None, Decision())
+        """The newest decision, after how many events, and the last of them."""
         for event in ledger.events:
             self._apply(event)
 
@@ -107,7 +109,7 @@ class Sweep:
                 self._add_seeds(trial)
             elif trial.status == "paused" and isinstance(scheduler, Annealed | Record) and not is_saved(trial):
                 self.leave(trial.name, "has no checkpoint to fork or to resume from", is_saved=False)
-        self._add_due()
+        self._add_due(list(self.state.trials.values()))
         self._end_abandoned()
         self._race(was_cut=isinstance(last, TrialAdded))
 
@@ -157,7 +159,7 @@ class Sweep:
         elif known.is_first_run and epoch < self._lengths[known.number]:
             event = replace(event, verdict=self._decision(self._scheduler_event(event)).verdict)
         self._write(event)
-        self._add_due()
+        self._add_due([known])
         self._end_abandoned()
         return event.verdict
 
@@ -188,7 +190,7 @@ class Sweep:
         known = self.state.trials[trial]
         if outcome == "finished" and known.is_first_run:
             self._add_seeds(known)
-        self._add_due()
+        self._add_due([known])
         self._end_abandoned()
         self._race()
 
@@ -208,8 +210,7 @@ class Sweep:
             return f"budget.wall_hours: {budget.wall_hours:g} spent"
         if budget.trial_hours is not None and self.state.trial_seconds_until(now_s) / 3600 >= budget.trial_hours:
             return f"budget.trial_hours: {budget.trial_hours:g} spent"
-        epochs = spent_epochs(self.state)
-        if budget.epochs is not None and epochs >= budget.epochs:
+        if budget.epochs is not None and (epochs := spent_epochs(self.state)) >= budget.epochs:
             return f"budget.epochs: {epochs:g} of {budget.epochs:g} spent"
         return None
 
@@ -284,23 +285,27 @@ class Sweep:
             self._add(number, self.state.trials[trial_name(number)].point, seed_number=seed_number)
         return bool(due)
 
-    def _add_due(self) -> None:
-        """Adds the cooldowns and the short schedules that are due by what has happened."""
-        scheduler, trials = self.space.scheduler, list(self.state.trials.values())
+    def _add_due(self, changed: Iterable[TrialState]) -> None:
+        """Adds the cooldowns and the short schedules that are due by what has happened.
+
+        Args:
+            changed: trials to which something has happened.
+        """
+        scheduler, trials = self.space.scheduler, self.state.trials
         match scheduler:
             case Annealed() | Record():
-                for trunk in (trial for trial in trials if trial.is_first_run):
-                    for report in trunk.reports:
-                        if report.verdict == "wait":
-                            self._add(trunk.number, trunk.point, kind="cooldown", rung=report.epoch)
+                for trunk in (trial for trial in changed if trial.is_first_run):
+                    if trunk.verdict == "wait":
+                        self._add(trunk.number, trunk.point, kind="cooldown", rung=trunk.reports[-1].epoch)
                     for epochs in scheduler.shorts if isinstance(scheduler, Record) else ():
                         self._add(trunk.number, trunk.point, kind="short", rung=epochs)
-                for trial in trials:
-                    trunk = self.state.trials[trial_name(trial.number)]
-                    if trial.kind == "cooldown" and trial.status == "waiting" and trunk.end is not None:
-                        self.end(trial.name, "failed", epoch=0, step=0, metrics={}, reason=f"{trunk.name} has ended")
+                    if trunk.end is not None:
+                        forks = [t for t in trials.values() if t.kind == "cooldown" and t.number == trunk.number]
+                        for fork in (fork for fork in forks if fork.status == "waiting"):
+                            reason = f"{trunk.name} has ended"
+                            self.end(fork.name, "failed", epoch=0, step=0, metrics={}, reason=reason)
             case Halving(rungs=rungs):
-                points = {trial_name(trial.number): trial for trial in trials if trial.rung == rungs[0]}
+                points = {trial_name(trial.number): trial for trial in trials.values() if trial.rung == rungs[0]}
                 for epochs, promoted in zip(rungs[1:], self._decision().promoted, strict=True):
                     kind: TrialKind = "point" if epochs == rungs[-1] else "short"
                     for first in sorted((points[name] for name in promoted), key=lambda trial: trial.number):
@@ -317,7 +322,11 @@ class Sweep:
         self.end(trial.name, "stopped", epoch=last.epoch, step=last.step, metrics=last.metrics, reason=reason)
 
     def _decision(self, *now: SchedulerEvent) -> Decision:
-        return decide(self.space.scheduler, [*self._history, *now])
+        history = [*self._history, *now]
+        num, last = len(history), history[-1] if history else None
+        if self._decided[:2] != (num, last):  # asked several times for each event
+            self._decided = num, last, decide(self.space.scheduler, history)
+        return self._decided[2]
 
     def _write(self, event: Event) -> None:
         self._ledger.append(event)

@@ -296,7 +296,7 @@ class _Study:
         )
         sweep.begin()
         running: list[TrialState] = []
-        while not sweep.is_over():
+        while running or not sweep.is_over():
             while len(running) < at_once and (trial := sweep.next_trial()) is not None:
                 sweep.start(trial)
                 running.append(trial)
