@@ -157,7 +157,8 @@ class Sweep:
                 return known.verdict
             event = last  # it died before its checkpoint, and is where it waits again
         elif known.is_first_run and epoch < self._lengths[known.number]:
-            event = replace(event, verdict=self._decision(self._scheduler_event(event)).verdict)
+            verdict = self._decision(self._scheduler_event(event)).verdict
+            event = event if verdict == "go on" else replace(event, verdict=verdict)
         self._write(event)
         self._add_due([known])
         self._end_abandoned()

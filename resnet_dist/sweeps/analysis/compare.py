@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -28,7 +28,7 @@ from resnet_dist.sweeps.sweep import Sweep
 
 Array = NDArray[np.float64]
 Integers = NDArray[np.int64]
-_RESAMPLES = 100
+_MOST_RESAMPLES = 100
 """Of studies and points, for the intervals."""
 
 
@@ -66,6 +66,8 @@ class Row:
     """Mean regret."""
     difference: Interval | None = None
     """Its regret minus that of random search with as many epochs."""
+    ratio: float | None = None
+    """Its mean regret as a share of that one's; None also if that is 0."""
     random_share: float | None = None
     """Share of all epochs that random search needs for the same regret."""
 
@@ -83,7 +85,7 @@ class Comparison:
         columns = [
             *("rule", "epochs", "share of all", "regret, mean", "median", "90 % are below", "the best point itself"),
             *(("regret by other runs",) if has_others else ()),
-            *("regret minus random search's", "random search needs"),
+            *("against random search", "random search needs"),
         ]
         lines = [self.head, "", *_table(columns, [_cells(row, has_others) for row in self.rows])]
         if len(self.studies) > 1:
@@ -102,7 +104,7 @@ def _cells(row: Row, has_others: bool) -> list[str]:
         f"{row.below_90:.2f}",
         f"{row.hits:.0%}",
         *([str(row.regret_elsewhere)] if has_others else []),
-        str(row.difference or ""),
+        ("" if row.ratio is None else f"{row.ratio:.0%}, ") + str(row.difference or ""),
         "" if row.random_share is None else f"{row.random_share:.0%}",
     ]
 
@@ -147,16 +149,20 @@ def compare(
     # Short schedules and cooldowns are recorded for the first seed only.
     only_first = any(_cooldowns(space.scheduler) or _shorts(space.scheduler) for space in spaces.values())
     random = np.random.default_rng(orders_seed)
-    whole = np.tile(np.arange(len(studies)), (num_draws, 1))
-    orders = np.array([random.permutation(num_recorded)[:size] for _ in range(num_draws)])
-    draws = _Draws(studies, orders, whole, only_first_seed=only_first)
-    # Resampled points may be there twice. Each draw on one study only, so that intervals cost as much as means.
-    num_each = max(num_draws // _RESAMPLES, 1)
-    resampled_points = random.integers(num_recorded, size=(_RESAMPLES, num_recorded))
-    orders = np.array([random.permutation(points)[:size] for points in np.repeat(resampled_points, num_each, axis=0)])
-    resampled_studies = random.integers(len(studies), size=(_RESAMPLES, len(studies)))
-    played = np.array([np.resize(row, num_each) for row in resampled_studies]).reshape(-1, 1)
-    resampled = _Draws(studies, orders, played, only_first_seed=only_first)
+
+    def orders(points: Integers) -> Integers:
+        return random.permuted(points, axis=-1)[..., :size]
+
+    every_study = np.tile(np.arange(len(studies)), (num_draws, 1))
+    every_order = orders(np.tile(np.arange(num_recorded), (num_draws, 1)))
+    draws = _Draws(studies, np.stack([every_order] * len(studies), axis=1), every_study, only_first_seed=only_first)
+    # A resample's points may be there twice, and so may its studies, which its orders take in turn.
+    num_resamples = min(num_draws, _MOST_RESAMPLES)
+    num_orders = num_draws // num_resamples
+    points = random.integers(num_recorded, size=(num_resamples, 1, num_recorded))
+    played = random.integers(len(studies), size=(num_resamples, len(studies)))
+    played = played[:, np.arange(num_orders) % len(studies)]
+    resampled = _Draws(studies, orders(np.repeat(points, num_orders, axis=1)), played, only_first_seed=only_first)
 
     everything = draws.random_search(draws.all_epochs), resampled.random_search(resampled.all_epochs)
     rows = [draws.row("every point to its end", *everything)]
@@ -172,7 +178,7 @@ def compare(
         f"{at_once} at once; {first.space.metric}.",
         tuple(rows),
         tuple(study.name for study in studies),
-        (*(f"{study.name}: {study.verdict}" for study in studies), _how_sure(studies)),
+        (*(f"{study.name}: {study.verdict}" for study in studies), _how_sure(studies, num_resamples)),
     )
 
 
@@ -399,26 +405,24 @@ class _Result:
 
 
 class _Draws:
-    """Orders of points, each played on some of the studies. Axes of arrays: draw, study, place in the order.
+    """Orders of points, each played on a study. Axes of arrays: draw, study, place in the order.
 
     Args:
-        orders: (draw, place): indices of points.
+        orders: (draw, study, place): indices of points.
         played: (draw, study): indices of studies.
-        only_first_seed: the rules see the runs of the first seed. False: those of another in each draw, in turn.
+        only_first_seed: the rules see the runs of the first seed. False: those of each seed in turn.
     """
 
     def __init__(self, studies: Sequence[_Study], orders: Integers, played: Integers, *, only_first_seed: bool) -> None:
         self._studies, self._orders, self._played = studies, orders, played
-        self.size = orders.shape[1]
-        draws = np.arange(len(orders))[:, None]
-        num_seeds = np.array([1 if only_first_seed else study.num_seeds for study in studies])
-        self._seeds = draws % num_seeds[played]
+        self.size = orders.shape[-1]
+        turns = np.arange(played.shape[0])[:, None] + np.arange(played.shape[1])
+        self._seeds = turns % np.array([1 if only_first_seed else study.num_seeds for study in studies])[played]
 
         def seen(values: Sequence[Array]) -> Array:
-            cells = zip(self._orders, played, self._seeds, strict=True)
-            return np.array(
-                [[values[index][seed][order] for index, seed in zip(*cell, strict=True)] for order, *cell in cells]
-            )
+            """From (seed, point) of each study."""
+            cells = [values[int(played[cell])][self._seeds[cell]][orders[cell]] for cell in np.ndindex(played.shape)]
+            return np.array(cells).reshape(orders.shape)
 
         scores = seen([study.scores for study in studies])
         self.all_epochs: Array = seen([study.epochs for study in studies]).sum(-1)
@@ -428,9 +432,9 @@ class _Draws:
         self._elsewhere: Array | None = None
         every = np.concatenate([study.scores for study in studies])
         if len(every) > 1:
-            others = (every.sum(0)[orders][:, None, :] - scores) / (len(every) - 1)
+            others = (every.sum(0)[orders] - scores) / (len(every) - 1)
             best = every.mean(0)[orders].argmax(-1)
-            self._elsewhere = np.take_along_axis(others, best[:, None, None], -1) - others
+            self._elsewhere = np.take_along_axis(others, best[..., None], -1) - others
         self._by_place = np.array(
             [
                 [math.comb(self.size - 1 - place, num - 1) / math.comb(self.size, num) for place in range(self.size)]
@@ -441,11 +445,10 @@ class _Draws:
 
     def play(self, space: Space, at_once: int) -> _Result:
         epochs, chances = np.zeros_like(self.all_epochs), np.zeros_like(self._regrets)
-        for draw, order in enumerate(self._orders):
-            for at, index in enumerate(self._played[draw]):
-                study, seed = self._studies[index], int(self._seeds[draw, at])
-                picked, epochs[draw, at] = study.play(space, order.tolist(), seed, at_once)
-                chances[draw, at, picked] = 1.0
+        for cell in np.ndindex(self._played.shape):
+            study, order = self._studies[int(self._played[cell])], self._orders[cell].tolist()
+            picked, epochs[cell] = study.play(space, order, int(self._seeds[cell]), at_once)
+            chances[cell][picked] = 1.0
         return self._result(epochs, chances)
 
     def random_search(self, epochs: Array) -> _Result:
@@ -481,7 +484,7 @@ class _Draws:
         elsewhere = None
         if result.elsewhere is not None and resampled.elsewhere is not None:
             elsewhere = _interval(result.elsewhere, resampled.elsewhere)
-        return Row(
+        row = Row(
             rule=rule,
             epochs=float(result.epochs.mean()),
             share=float((result.epochs / self.all_epochs).mean()),
@@ -491,24 +494,24 @@ class _Draws:
             hits=float((result.chances * (self._regrets == 0)).sum(-1).mean()),
             regret_elsewhere=elsewhere,
             by_study=tuple(result.regret.mean(0).tolist()),
-            difference=_interval(result.regret - equal[0].regret, resampled.regret - equal[1].regret)
-            if equal
-            else None,
-            random_share=self.share_needed(float(result.regret.mean())) if equal else None,
+        )
+        if equal is None:
+            return row
+        return replace(
+            row,
+            difference=_interval(result.regret - equal[0].regret, resampled.regret - equal[1].regret),
+            ratio=row.regret.mean / float(equal[0].regret.mean()) if equal[0].regret.any() else None,
+            random_share=self.share_needed(row.regret.mean),
         )
 
 
 def _interval(values: Array, resampled: Array) -> Interval:
-    low, high = np.quantile(resampled.reshape(_RESAMPLES, -1).mean(1), [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
+    low, high = np.quantile(resampled.mean(1), [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
     return Interval(float(values.mean()), float(low), float(high))
 
 
-def _how_sure(studies: Sequence[_Study]) -> str:
-    over = (
-        "studies and points"
-        if len(studies) > 1
-        else "points only, because there is one study: other data may differ more"
-    )
-    return (
-        f"In brackets: 95 % bootstrap intervals (percentiles of {_RESAMPLES} resamples, each played again) over {over}."
-    )
+def _how_sure(studies: Sequence[_Study], num_resamples: int) -> str:
+    how = f"In brackets: 95 % intervals, percentiles of {num_resamples} bootstrap resamples that are played again"
+    if len(studies) > 1:
+        return f"{how}, of studies and points."
+    return f"{how}, of points only: there is one study, and how much another would differ is not in them."
