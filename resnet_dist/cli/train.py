@@ -30,8 +30,8 @@ def train(
         str | None,
         typer.Option(
             metavar="RUN[@EPOCH]",
-            help="Continue this run's checkpoint as a new run: more epochs, another schedule. The recipe says how; "
-            "needs a --name.",
+            help="Continue this run's checkpoint as a new run: more epochs, another schedule, a cooldown. The recipe "
+            "says how; needs a --name.",
         ),
     ] = None,
     overfit_batch: Annotated[

@@ -716,9 +716,10 @@ class ForkConfig(Section):
     schedule: Literal["whole", "rest", "cooldown"] = "whole"
     """whole: the schedule runs over `train.total_epochs` from the parent's start, so the rate continues where such a
     run would be. rest: it begins at the fork, warm-up included, and runs over the epochs that are left. cooldown: the
-    rate goes from what `whole` has at the fork to zero, linearly, and the run ends there; nothing else ends it."""
-    cooldown: Annotated[float, Field(gt=0)] | None = None
-    """Steps of the cooldown, as a share of the parent's; at least one step."""
+    rate goes linearly from what `whole` has at the fork to zero, and the run ends there, with an evaluation."""
+    cooldown: PositiveShare | None = None
+    """Steps of a cooldown, as a share of the parent's: n = max(1, round(cooldown * step)). Step i of them has
+    (1 - i / n) times the rate at the fork. `train.max_steps` and `train.early_stop` do not count."""
     digest: Digest | None = None
     """Digest of the checkpoint's state; null: of the one found at the start."""
     step: NonNegativeInt | None = None
@@ -726,8 +727,10 @@ class ForkConfig(Section):
 
     @model_validator(mode="after")
     def _with_its_length(self) -> ForkConfig:
-        if (self.schedule == "cooldown") != (self.cooldown is not None):
-            raise ValueError("schedule: cooldown needs cooldown, the share of the parent's steps, for example 0.2")
+        if self.schedule == "cooldown" and self.cooldown is None:
+            raise ValueError("schedule: cooldown needs cooldown, its length as a share of the parent's steps, say 0.2")
+        if self.schedule != "cooldown" and self.cooldown is not None:
+            raise ValueError(f"cooldown ({self.cooldown:g}) needs schedule: cooldown, got {self.schedule}")
         return self
 
 

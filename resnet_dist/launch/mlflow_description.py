@@ -121,7 +121,7 @@ def description(prepared: Prepared, made_by: Mapping[str, PreparationRun]) -> st
         "length": f"{prepared.plan.last_step:,} steps, {prepared.plan.steps_per_epoch:,} an epoch",
         "batch": f"{train.global_batch_size} images in micro-batches of {train.micro_batch_size}, {train.precision}",
         "optimizer": f"{recipe.optim.name}, lr {recipe.optim.lr:g}, weight decay {recipe.optim.weight_decay:g}",
-        "schedule": recipe.schedule.kind,
+        "schedule": _schedule(prepared),
         "seed": str(recipe.seed),
         "recipe hash": f"`{prepared.identity.recipe_hash}`",
     }
@@ -135,6 +135,11 @@ def description(prepared: Prepared, made_by: Mapping[str, PreparationRun]) -> st
         "Send what an outage of MLflow held back:\n\n"
         f"    resnet-dist tracking sync {folder} --tracking-uri URI\n"
     )
+
+
+def _schedule(prepared: Prepared) -> str:
+    kind, plan = prepared.recipe.schedule.kind, prepared.plan
+    return f"cooldown over {plan.cooldown_steps:,} steps, after {kind}" if plan.cooldown_steps else kind
 
 
 def _start(prepared: Prepared) -> str:

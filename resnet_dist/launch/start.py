@@ -233,7 +233,7 @@ def _resolve_fork(
 ) -> tuple[Recipe, Start]:
     fork = recipe.fork
     assert fork is not None
-    if fork.schedule == "cooldown":  # nothing else ends it
+    if fork.schedule == "cooldown":  # nothing but its length ends it
         train = recipe.train.model_copy(update={"early_stop": None, "max_steps": None})
         recipe = recipe.model_copy(update={"train": train})
     location, epoch = _locate(fork, profile)
@@ -241,7 +241,7 @@ def _resolve_fork(
     if recorded is not None and fork.digest in (None, recorded.digest):
         run, name = split(recorded.checkpoint)
         if location == recorded.checkpoint or (location == run and epoch in (None, _epoch_of(name))):
-            # the parent may have newer ones since
+            # The parent may have newer ones since.
             known = recorded.model_copy(update={"schedule": fork.schedule, "cooldown": fork.cooldown})
     try:
         with _parent(known or fork, profile) as (location, parent):

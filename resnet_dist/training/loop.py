@@ -271,8 +271,10 @@ class Trainer:
             may_be_last |= state.early_stop.num_without_best + 1 >= early.patience
         share_state(state.evaluated_net, only_buffers=True)  # only rank 0 updates batch norm's running statistics
         if is_last and recipe.train.bn_statistics_steps:
-            # Over images of the epoch after the last one, augmented but not mixed
-            steps = steps_from(self.train, recipe, ctx, recipe.train.total_epochs, 0)
+            # Over images of the epoch after the last one, augmented but not mixed. A cooldown may end beyond the
+            # schedule.
+            epoch = max(recipe.train.total_epochs, math.ceil(state.step / self.plan.steps_per_epoch))
+            steps = steps_from(self.train, recipe, ctx, epoch, 0)
             average_statistics(
                 self.evaluated,
                 islice(steps, recipe.train.bn_statistics_steps),
@@ -307,7 +309,7 @@ class Trainer:
         self.tracker.metrics(metrics, state.step)
         self.metrics.update(metrics)
         state.evaluated_step = state.step  # before a checkpoint is saved: a resumed run does not evaluate again
-        if recipe.schedule.kind == "plateau" and not self.plan.cooldown_steps:  # it starts from one rate, to its end
+        if recipe.schedule.kind == "plateau" and not self.plan.cooldown_steps:  # a cooldown keeps the rate at its fork
             state.plateau = state.plateau.after(evaluation.top1_error, recipe.schedule)
         if early is not None and state.early_stop is not None:
             state.early_stop = state.early_stop.after(metrics[early.metric], state.step, early)

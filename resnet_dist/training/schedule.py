@@ -116,7 +116,7 @@ class RunPlan:
     total_steps: int
     """Length of the schedule."""
     last_step: int
-    """Where the run ends: `total_steps`, or `train.max_steps` if that is less, or where a cooldown ends."""
+    """Where the run ends: `total_steps`, or `train.max_steps` if that is less; or where a cooldown ends."""
     eval_every_epochs: int
     save_every_epochs: int
     save_every_steps: int | None
@@ -128,16 +128,19 @@ class RunPlan:
     schedule_start: int = 0
     """The step at which the schedule begins."""
     cooldown_steps: int = 0
-    """Steps from `first_step` on in which the rate goes to zero, instead of the schedule; 0: there is no cooldown."""
+    """Steps from `first_step` to `last_step` in which the rate goes to zero; 0: the run follows the schedule."""
 
     def learning_rate(self, step: int, recipe: Recipe, num_drops: int = 0) -> float:
-        """The rate of step number `step`. `num_drops`: see `lr_at`."""
-        of_schedule, left = step, 1.0
+        """The rate of step number `step`, in a cooldown (1 - i / n) times that at the fork in its step i of n.
+
+        `num_drops`: see `lr_at`.
+        """
+        at, left = step, 1.0
         if self.cooldown_steps:
-            of_schedule = min(self.first_step, self.total_steps - 1)  # a finished run can be cooled down too
+            at = min(self.first_step, self.total_steps - 1)  # a run at its end is cooled down from its last rate
             left = 1 - (step - self.first_step) / self.cooldown_steps
         rate = lr_at(
-            of_schedule - self.schedule_start,
+            at - self.schedule_start,
             recipe.schedule,
             base_lr=recipe.optim.lr,
             steps_per_epoch=self.steps_per_epoch,

@@ -205,47 +205,33 @@ def test_the_schedule_of_a_fork_runs_over_the_whole_or_over_the_rest(prepared: R
     assert rates["rest"] == pytest.approx(0.1 * (1 - 3 / 4))
 
 
-def test_a_cooldown_goes_to_zero_from_the_rate_at_the_fork_and_nothing_else_ends_it(prepared: Runs) -> None:
-    parent = prepared("parent", 'schedule={"kind": "linear"}')
+def test_a_killed_cooldown_ends_in_the_bits_of_one_that_was_not_and_nothing_else_ends_it(prepared: Runs) -> None:
+    """Beyond the schedule, in the middle of an epoch, without its parent, and whatever its early stop says."""
+    settings = ['schedule={"kind": "plateau"}', 'train.early_stop={"metric": "val/loss", "patience": 1}']
+    parent = prepared("parent", *settings, "train.early_stop.patience=9")
     train(parent)
-    before = bits(parent.storage)
-    cooldown = [
-        'schedule={"kind": "linear"}',
-        "train.max_steps=5",
-        'train.early_stop={"metric": "val/loss", "patience": 1}',
-    ]
-    cooldown += ['fork={"checkpoint": "parent@2", "schedule": "cooldown", "cooldown": 0.75}']
-    run = prepared("cooldown", *cooldown)
-    assert (run.plan.first_step, run.plan.cooldown_steps, run.plan.last_step) == (4, 3, 7)
-    at_fork = 0.1 * (1 - 4 / 6)
-    rates = [run.plan.learning_rate(step, run.recipe) for step in range(4, 7)]
-    assert rates == pytest.approx([at_fork, at_fork * 2 / 3, at_fork / 3])
-    train(run, StopAfter(1))
-    shutil.rmtree(parent.storage.folder)  # the fork has a copy
-    assert train(prepared("cooldown", *cooldown)).step == 7
-    assert newest_state(run.storage)["optimizer"]["param_groups"][0]["lr"] == pytest.approx(at_fork / 3)
-    assert bits(run.storage) != before
-
-
-def test_a_finished_run_can_be_cooled_down(prepared: Runs) -> None:
-    train(prepared("parent"))
-    run = prepared("cooldown", 'fork={"checkpoint": "parent", "schedule": "cooldown", "cooldown": 0.2}')
-    assert train(run).step == 7
-
-
-def test_a_killed_cooldown_ends_in_the_bits_of_one_that_was_not(prepared: Runs) -> None:
-    train(prepared("parent"))
-    fork = 'fork={"checkpoint": "parent@2", "schedule": "cooldown", "cooldown": 1}'
-    quiet, killed = prepared("quiet", fork), prepared("killed", fork)
+    settings += ["train.max_steps=5", 'fork={"checkpoint": "parent"}', "fork.schedule=cooldown", "fork.cooldown=0.75"]
+    quiet, killed = prepared("quiet", *settings), prepared("killed", *settings)
+    assert (quiet.plan.first_step, quiet.plan.cooldown_steps) == (6, 4)
     train(quiet)
-    train(killed, StopAfter(1))
-    train(prepared("killed", fork))
+    assert train(killed, StopAfter(1)).step < 10
+    shutil.rmtree(parent.storage.folder)
+    assert train(prepared("killed", *settings)).step == 10
     assert bits(killed.storage) == bits(quiet.storage)
+    state = newest_state(quiet.storage)
+    assert state["optimizer"]["param_groups"][0]["lr"] == pytest.approx(0.1 / 4)
 
 
-@pytest.mark.parametrize("fork", [{"schedule": "cooldown"}, {"cooldown": 0.2}, {"schedule": "rest", "cooldown": 0.2}])
-def test_a_cooldown_says_its_length_and_nothing_else_has_one(fork: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match="schedule: cooldown needs cooldown"):
+@pytest.mark.parametrize(
+    ("fork", "said"),
+    [
+        ({"schedule": "cooldown"}, "schedule: cooldown needs cooldown, its length"),
+        ({"cooldown": 0.2}, "cooldown (0.2) needs schedule: cooldown, got whole"),
+        ({"schedule": "cooldown", "cooldown": 20}, "less than or equal to 1"),
+    ],
+)
+def test_a_cooldown_says_its_length_and_nothing_else_has_one(fork: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(said)):
         ForkConfig.model_validate({"checkpoint": "parent", **fork})
 
 

@@ -71,6 +71,10 @@ RECIPES: dict[str, dict[str, Any]] = {
     },
     "one batch": {"data": {"overfit_batch": True}},
     "frozen statistics": {"train": {"freeze_bn_statistics": True}},
+    "cooldown": {
+        "fork": {"checkpoint": "parent", "schedule": "cooldown", "cooldown": 0.75, "step": 4},
+        "train": {"ema": {"decay": 0.8}, "bn_statistics_steps": 2},
+    },
 }
 """Of six micro-batches a step, if the name does not say otherwise."""
 
@@ -142,7 +146,7 @@ def recipe(precision: str = "fp32", reduction: str = "fast", **sections: dict[st
         "eval": {"batch_size": 10},
     }
     for name, section in sections.items():
-        tree[name] = section if name == "schedule" else tree[name] | section
+        tree[name] = section if name == "schedule" else tree.get(name, {}) | section
     return Recipe.model_validate(tree)
 
 
@@ -190,6 +194,7 @@ def trained(
     folder: Path,
     config: Recipe,
     *,
+    plan: RunPlan = PLAN,
     until_step: int = 12,
     rank: int = 0,
     world_size: int = 1,
@@ -201,6 +206,7 @@ def trained(
     trainer = trainer_of(
         folder,
         config,
+        plan,
         context=context,
         tracker=points,
         train=train,

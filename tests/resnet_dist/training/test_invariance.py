@@ -6,15 +6,20 @@ As a script, all of these runs: test_invariance.py FOLDER.
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from collections import defaultdict
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
 import small_run as small
 from small_run import NUM_VAL
+
+from resnet_dist.training.checkpoint import checkpoint_name
+from resnet_dist.training.checkpoint_manager import START
 
 pytestmark = pytest.mark.system
 
@@ -83,6 +88,9 @@ FAST_64, EXACT_64 = run("plain", "fast", ONE, precision="fp64"), run("plain", "e
 POWERSGD = run("powersgd", "fast", Workers(num=1, until=7), precision="fp64")
 FAST_32, TWO_32 = run("plain", "fast", ONE), run("plain", "fast", Workers(num=2))
 TWO_32_AGAIN = TWO_32._replace(repetition=1)
+PARENT = run("plain", "exact", Workers(num=1, until=4))
+COOLDOWN = run("cooldown", "exact", Workers(num=2, until=5), Workers(num=3))  # it ends in the middle of an epoch
+COOLDOWN_PLAN = replace(small.PLAN, first_step=4, last_step=7, cooldown_steps=3)
 BF16 = [run("bf16 gradients", "fast", Workers(num, until=4), precision="fp64") for num in (1, 2)]
 
 
@@ -91,7 +99,7 @@ def undisturbed(other: Run) -> Run:
     return other._replace(groups=(Workers(num=1, until=other.groups[-1].until),), merged=None)
 
 
-OTHERS = [FAST_64, EXACT_64, POWERSGD, FAST_32, TWO_32, TWO_32_AGAIN, *BF16]
+OTHERS = [FAST_64, EXACT_64, POWERSGD, FAST_32, TWO_32, TWO_32_AGAIN, PARENT, COOLDOWN, undisturbed(COOLDOWN), *BF16]
 ALL = dict.fromkeys([*SAME_BITS, *SAME_LOSSES, *map(undisturbed, [*SAME_BITS, *SAME_LOSSES]), *OTHERS])
 Results = dict[Run, list[list[dict[str, Any]]]]
 
@@ -102,9 +110,12 @@ def train(rank: int, world_size: int, folder: Path, number: int, runs: list[Run]
         config = small.recipe(r.precision, r.reduction, **small.RECIPES[r.recipe])
         run_dir, until_step = folder / r.name, r.groups[number].until
         run_dir.mkdir(exist_ok=True)
+        if config.fork is not None and rank == number == 0:
+            shutil.copytree(folder / PARENT.name / checkpoint_name(epoch=1, step=4), run_dir / START)
         _, result = small.trained(
             run_dir,
             config,
+            plan=small.PLAN if config.fork is None else COOLDOWN_PLAN,
             until_step=until_step,
             rank=rank,
             world_size=world_size,
@@ -154,6 +165,14 @@ def test_the_exact_reduction_gives_the_same_bits(results: Results, r: Run) -> No
     assert losses(results, r) == losses(results, alone)
     assert evaluations(results, r) == evaluations(results, alone)
     assert results[r][-1][0]["weights"] == results[alone][-1][0]["weights"]
+
+
+def test_a_cooldown_gives_the_same_bits_on_any_number_of_workers(results: Results) -> None:
+    alone = undisturbed(COOLDOWN)
+    assert len(losses(results, alone)) == COOLDOWN_PLAN.cooldown_steps
+    assert losses(results, COOLDOWN) == losses(results, alone)
+    assert evaluations(results, COOLDOWN) == evaluations(results, alone)
+    assert results[COOLDOWN][-1][0]["weights"] == results[alone][-1][0]["weights"]
 
 
 @pytest.mark.parametrize("r", SAME_LOSSES, ids=lambda r: r.name)

@@ -9,11 +9,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+import small_run as small
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch.optim import lr_scheduler
 
+from resnet_dist.config.loading import bare_profile
 from resnet_dist.config.recipe import (
     CosineSchedule,
     EarlyStopConfig,
@@ -25,7 +27,7 @@ from resnet_dist.config.recipe import (
     steps_per_epoch,
 )
 from resnet_dist.errors import UserError
-from resnet_dist.training.schedule import EarlyStop, Plateau, RunPlan, lr_at
+from resnet_dist.training.schedule import EarlyStop, Plateau, RunPlan, lr_at, plan_run
 
 
 def curve(schedule: ScheduleConfig, base_lr: float, per_epoch: int, epochs: int) -> list[float]:
@@ -202,6 +204,58 @@ def test_an_early_stop_counts_evaluations_without_a_new_best(
 def test_needs_no_torch() -> None:
     code = "import sys, resnet_dist.training.schedule; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+
+
+# Cooldowns
+
+
+def cooldown_plan(*, first_step: int, cooldown_steps: int, total_steps: int = 40) -> RunPlan:
+    """Four steps an epoch."""
+    return RunPlan(
+        steps_per_epoch=4,
+        total_steps=total_steps,
+        last_step=first_step + cooldown_steps,
+        eval_every_epochs=1,
+        save_every_epochs=1,
+        save_every_steps=None,
+        log_every_steps=1,
+        first_step=first_step,
+        cooldown_steps=cooldown_steps,
+    )
+
+
+@pytest.mark.parametrize(
+    ("schedule", "first_step", "num_drops", "at_fork"),
+    [
+        (LinearSchedule(kind="linear"), 10, 0, 0.4 * 30 / 40),
+        (CosineSchedule(kind="cosine"), 20, 0, 0.4 / 2),
+        (CosineSchedule(kind="cosine", warmup=Warmup(epochs=5)), 5, 0, 0.4 * 5 / 20),
+        (step_schedule(0.25), 10, 0, 0.04),
+        (step_schedule(0.25), 9, 0, 0.4),
+        (PlateauSchedule(kind="plateau"), 10, 2, 0.004),
+        (LinearSchedule(kind="linear"), 40, 0, 0.4 * 1 / 40),  # a run at its end, from its last rate
+    ],
+)
+def test_a_cooldown_goes_to_zero_from_the_schedules_rate_at_the_fork(
+    schedule: ScheduleConfig, first_step: int, num_drops: int, at_fork: float
+) -> None:
+    plan = cooldown_plan(first_step=first_step, cooldown_steps=4)
+    config = small.recipe(schedule=schedule.model_dump(), optim={"lr": 0.4})
+    rates = [plan.learning_rate(step, config, num_drops) for step in range(first_step, plan.last_step)]
+    assert rates == pytest.approx([at_fork, at_fork * 3 / 4, at_fork * 2 / 4, at_fork / 4])
+
+
+@given(step=st.integers(0, 60), cooldown=st.floats(0.001, 1))
+def test_a_cooldown_runs_its_share_of_the_steps_whatever_else_would_end_the_run(step: int, cooldown: float) -> None:
+    fork = {"checkpoint": "parent", "schedule": "cooldown", "cooldown": cooldown, "step": step}
+    config = small.recipe(train={"total_epochs": 10, "max_steps": 7}, fork=fork)
+    plan = plan_run(config, bare_profile((), workers=1, cpus_per_worker=1), num_train_samples=4 * 24)
+    num_steps = plan.last_step - plan.first_step
+    assert (plan.first_step, plan.total_steps) == (step, 40)
+    assert num_steps == plan.cooldown_steps >= 1
+    assert abs(num_steps - cooldown * step) <= (0.5 if num_steps > 1 else 1)
+    assert plan.evaluation_due(plan.last_step)
+    assert plan.checkpoint_due(plan.last_step)
 
 
 # What is due at a step
