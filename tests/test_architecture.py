@@ -46,7 +46,12 @@ FENCES = {
     "botocore": ("resnet_dist.storage.objects",),
     "aiohttp": ("data_prep.sources.files.remote", "resnet_dist.storage.objects"),
     "sklearn": ("data_prep.sources",),
-    "scipy": ("data_prep.sources", "resnet_dist.sweeps.points", "resnet_dist.sweeps.racing"),
+    "scipy": (
+        "data_prep.sources",
+        "resnet_dist.sweeps.analysis.compare",
+        "resnet_dist.sweeps.points",
+        "resnet_dist.sweeps.racing",
+    ),
     "optuna": ("resnet_dist.sweeps.analysis.figures", "resnet_dist.sweeps.searcher"),
     "jinja2": ("resnet_dist.sweeps.analysis.page",),
     "typer": ("data_prep.cli", "data_prep.runtime.exit_codes", "resnet_dist.cli"),

@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from statistics import fmean
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.stats import rankdata
 
 from resnet_dist.config.loading import space_from_tree
 from resnet_dist.config.recipe import recipe_changes
@@ -73,9 +76,24 @@ class Row:
 
 
 @dataclass(frozen=True)
+class EarlyScore:
+    """How well scores from before the end rank the points: the rank correlation with their final scores."""
+
+    what: str
+    """Where they come from: the run as it is, a cooldown, a short schedule."""
+    epoch: float
+    """Of the run, at which they were taken or forked; of a short schedule its length."""
+    correlation: float
+    """Of all points, mean over the studies."""
+    among_better: float
+    """Of the better half by the final score."""
+
+
+@dataclass(frozen=True)
 class Comparison:
     head: str
     rows: tuple[Row, ...]
+    early_scores: tuple[EarlyScore, ...]
     studies: tuple[str, ...]
     notes: tuple[str, ...]
     """Each study's best point, and how the intervals were made."""
@@ -91,6 +109,23 @@ class Comparison:
         if len(self.studies) > 1:
             by_study = [[row.rule, *(f"{regret:.2f}" for regret in row.by_study)] for row in self.rows]
             lines += ["", *_table(["regret, mean, of each study", *self.studies], by_study)]
+        if self.early_scores:
+            epochs = sorted({score.epoch for score in self.early_scores})
+            cells = {
+                what: dict.fromkeys(epochs, "") for what in dict.fromkeys(score.what for score in self.early_scores)
+            }
+            for score in self.early_scores:
+                cells[score.what][score.epoch] = f"{score.correlation:.2f} / {score.among_better:.2f}"
+            lines += [
+                "",
+                *_table(
+                    [
+                        "rank correlation with the final score: all points / better half",
+                        *(f"epoch {e:g}" for e in epochs),
+                    ],
+                    [[what, *by_epoch.values()] for what, by_epoch in cells.items()],
+                ),
+            ]
         return "\n".join([*lines, "", *(f"- {note}" for note in self.notes)])
 
 
@@ -177,6 +212,7 @@ def compare(
         f"{counted}, {first.length:g} epochs each; {num_draws} draws of {chosen} points (--orders-seed {orders_seed}), "
         f"{at_once} at once; {first.space.metric}.",
         tuple(rows),
+        _early_scores(studies, {share for space in spaces.values() for share in rung_shares(space.scheduler)}),
         tuple(study.name for study in studies),
         (*(f"{study.name}: {study.verdict}" for study in studies), _how_sure(studies, num_resamples)),
     )
@@ -335,6 +371,29 @@ class _Study:
             sweep.leave(trial.name, "waits")
         return verdict == "go on"
 
+    def early_scores(self, shares: Iterable[float]) -> dict[tuple[str, float], Array]:
+        """Scores of all points from before the end, by where they come from and their epoch.
+
+        Args:
+            shares: of the schedule; the epochs of recorded cooldowns and short schedules are added.
+        """
+        worst = self._sign * self.space.worst_score
+        found: dict[tuple[str, float], Array] = defaultdict(lambda: np.full(len(self.numbers), worst))
+        reports = [
+            [(report.epoch, self._sign * self.space.score(report.metrics)) for report in self._whole(number, 0).reports]
+            for number in self.numbers
+        ]
+        known = sorted({epoch for of_point in reports for epoch, _ in of_point if epoch < self.length})
+        taken = {next((epoch for epoch in known if epoch / self.length >= share), self.length) for share in shares}
+        taken |= {run.rung for run in self._runs.values() if run.kind != "point"}
+        for epoch in taken.intersection(known):
+            found["the run as it is", epoch] = np.array([dict(of_point).get(epoch, worst) for of_point in reports])
+        for (_, variant), run in self._runs.items():
+            if run.kind != "point":
+                what = f"cooldown of {variant:.0%}" if run.kind == "cooldown" else f"short schedule, {variant} kept"
+                found[what, run.rung][self.numbers.index(run.number)] = self._sign * self._score(run)
+        return found
+
     def _whole(self, number: int, seed: int) -> TrialState:
         """The point's run with its whole schedule."""
         return self._runs.get((trial_name(number, seed), "")) or self._runs[trial_name(number), ""]
@@ -345,6 +404,33 @@ class _Study:
     def _of_each(self, value: Callable[[TrialState], float]) -> Array:
         """(seed, point)."""
         return np.array([[value(self._whole(n, seed)) for n in self.numbers] for seed in range(self.num_seeds)])
+
+
+def _early_scores(studies: Sequence[_Study], shares: Iterable[float]) -> tuple[EarlyScore, ...]:
+    """Those that all studies have."""
+    by_study = [study.early_scores(shares) for study in studies]
+    found = []
+    for key in sorted(set.intersection(*map(set, by_study)), key=lambda key: (key[0] != "the run as it is", key)):
+        pairs = [(early[key], study.scores[0]) for early, study in zip(by_study, studies, strict=True)]
+        better = [final >= np.median(final) for _, final in pairs]
+        found.append(
+            EarlyScore(
+                *key,
+                fmean(_rank_correlation(early, final) for early, final in pairs),
+                fmean(
+                    _rank_correlation(early[half], final[half])
+                    for (early, final), half in zip(pairs, better, strict=True)
+                ),
+            )
+        )
+    return tuple(found)
+
+
+def _rank_correlation(first: Array, second: Array) -> float:
+    """Spearman's; 0 where all are equal."""
+    if not np.ptp(first) or not np.ptp(second):
+        return 0.0
+    return float(np.corrcoef(rankdata(first), rankdata(second))[0, 1])
 
 
 def _cooldowns(scheduler: SchedulerConfig) -> list[float]:

@@ -129,6 +129,20 @@ def test_rules_that_judge_annealed_scores_see_what_was_recorded_and_pay_for_it(s
     assert table[scheduler].share == pytest.approx(epochs / 81)
 
 
+def test_how_well_scores_from_before_the_end_rank_the_points() -> None:
+    found = compare([a_sweep(misleading, annealed=lambda point, rung: 40.0 + point)], [ASHA], num_draws=10)
+    ranked = {(score.what, score.epoch): (score.correlation, score.among_better) for score in found.early_scores}
+    assert ranked == {
+        **{("the run as it is", epoch): pytest.approx((-1, -1)) for epoch in (1, 3)},
+        **{("cooldown of 20%", epoch): pytest.approx((1, 1)) for epoch in (1, 3)},
+        **{("short schedule, tau kept", epoch): pytest.approx((1, 1)) for epoch in (1, 3)},
+    }
+    assert "| the run as it is | -1.00 / -1.00 | -1.00 / -1.00 |" in found.markdown()
+    # Equal scores tell nothing.
+    flat = compare([a_sweep(lambda point, seed, epoch: 50.0 + point * (epoch == EPOCHS))], [ASHA], num_draws=10)
+    assert {score.correlation for score in flat.early_scores} == {0}
+
+
 def test_random_search_finds_the_best_point_in_as_many_draws_as_its_share_of_the_epochs() -> None:
     """Also between two whole numbers of points; 24.6 epochs are 2.73 of them."""
     state = a_sweep(misleading, annealed=lambda point, rung: 40.0 + point)
