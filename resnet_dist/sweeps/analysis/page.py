@@ -37,7 +37,7 @@ from resnet_dist.config.space import (
 )
 from resnet_dist.sweeps.analysis.figures import COLOURS, NUM_NAMED
 from resnet_dist.sweeps.analysis.ranking import Ranked, Ranking
-from resnet_dist.sweeps.ledger import Began, SweepState, TrialState, ledger_file, saved_epochs, summary
+from resnet_dist.sweeps.ledger import Began, SweepState, TrialState, ledger_file, saved_epochs, summary, trial_name
 from resnet_dist.sweeps.points import Builder, coordinates_of, describe
 
 _SHOWN = 30
@@ -95,7 +95,7 @@ def page(
         verdict=first.removesuffix(".") + ".",
         more=more,
         best=_best(builder, ranking),
-        command=f"resnet-dist train {sweep_dir / 'best_recipe.yaml'} --on PROFILE",
+        command=f"resnet-dist train {sweep_dir / 'best_recipe.yaml'} \\\n    --on PROFILE",
         recipe=recipe,
         base=space.base,
         proxy=describe(space.proxy),
@@ -105,7 +105,7 @@ def page(
         trial_columns=_TRIAL_COLUMNS,
         trials=[_trial(space, trial) for trial in state.trials.values()],
         failures=[_failure(trial) for trial in state.trials.values() if trial.last_fault or _is_dead(trial)],
-        failure_columns=[("trial", ""), ("epoch", "n"), ("what", ""), ("why", "wide"), ("point", "wide")],
+        failure_columns=[("trial", "name"), ("epoch", "n"), ("what", ""), ("why", "wide"), ("point", "wide")],
         costs=_costs(state, recipes),
         cost=_cost(state, recipes),
         made=_made(space, began),
@@ -121,43 +121,37 @@ def _points(
 ) -> tuple[list[tuple[Any, str]], list[_Row]]:
     """Titles and kinds of the columns; one row for each point, best first."""
     space = builder.space
-    trials: dict[int, list[TrialState]] = {}
+    epochs: dict[int, float] = defaultdict(float)
     for trial in state.trials.values():
-        trials.setdefault(trial.number, []).append(trial)
+        epochs[trial.number] += trial.spent_epochs
     rows = [row for row in ranking.rows if row.epoch or row.status != "waiting"]
     searched = set(space.free) & {*COORDINATES, *COORDINATES.values()}
-    # The other pair of coordinates: rate and decay, or rate per 256 images and tau.
-    derived = [key for key in (*COORDINATES, *COORDINATES.values()) if searched and key not in space.free]
     values = [_coordinates(recipes[row.number], builder.num_proxy_samples) | row.point for row in rows]
-    own = [trials[row.number] for row in rows]
-    epochs = [sum(trial.spent_epochs for trial in runs) for runs in own]
+    # The other pair of coordinates, rate and decay or rate per 256 images and tau, as far as it varies.
+    derived = [key for key in (*COORDINATES, *COORDINATES.values()) if searched and key not in space.free]
+    derived = [key for key in derived if len(rows) == 1 or len({value[key] for value in values}) > 1]
+    farthest = max((t.rung if t.kind == "short" else math.inf for t in state.trials.values()), default=0.0)
+    status = [_status(row, recipes[row.number].train.total_epochs, farthest) for row in rows]
     columns = {
         "rank": [_Cell(str(rank), rank) for rank in range(1, len(rows) + 1)],
+        "point": [_Cell(trial_name(row.number), row.number) for row in rows],
         space.metric: _scores(space, [row.score for row in rows]),
         "± seeds": _scores(space, [row.spread for row in rows]),
         "runs": [_Cell(str(row.num_runs), row.num_runs) for row in rows],
         **{key: _aligned([value.get(key) for value in values]) for key in (*space.free, *derived)},
-        "epochs": [_Cell(f"{number:g}", number) for number in epochs],
-        "status": [
-            _Cell(words, words)
-            for words in (
-                status_in_words(row, runs, recipes[row.number].train.total_epochs)
-                for row, runs in zip(rows, own, strict=True)
-            )
-        ],
-        "point": [_Cell(f"t{row.number:04d}", row.number) for row in rows],
+        "epochs": [_Cell(f"{epochs[row.number]:g}", epochs[row.number]) for row in rows],
+        "status": [_Cell(words, words) for words in status],
     }
     if all(row.spread is None for row in rows):
         del columns["± seeds"]
     named = [row.number for row in rows if math.isfinite(row.score)][:NUM_NAMED]
     colours = [f"best{named.index(row.number)}" if row.number in named else "" for row in rows]
-    return (
-        [
-            (_breakable(title), "n" if title != "point" and all(_is_number(cell.value) for cell in cells) else "")
-            for title, cells in columns.items()
-        ],
-        [_Row(cells, colour) for *cells, colour in zip(*columns.values(), colours, strict=True)],
-    )
+    kinds = {"status": "wide", "point": "name"}
+    titles = [
+        (_breakable(title), kinds.get(title, "n" if all(_is_number(cell.value) for cell in cells) else ""))
+        for title, cells in columns.items()
+    ]
+    return titles, [_Row(cells, colour) for *cells, colour in zip(*columns.values(), colours, strict=True)]
 
 
 def _coordinates(recipe: Recipe, num_samples: int) -> dict[str, Any]:
@@ -168,25 +162,35 @@ def _coordinates(recipe: Recipe, num_samples: int) -> dict[str, Any]:
     }
 
 
-def status_in_words(row: Ranked, trials: Sequence[TrialState], total_epochs: int) -> str:
-    """How a point ended, or what it is doing."""
+def _status(row: Ranked, total_epochs: int, farthest: float) -> str:
+    """How a point ended, or what it is doing.
+
+    Args:
+        farthest: epochs of the longest schedule of the sweep so far: a rung starts it the moment it decides.
+    """
     if row.num_runs:
         diverged = f"; {row.num_diverged} of {row.num_runs} runs diverged" if row.num_diverged else ""
-        return f"reached its end{diverged}"
-    judged = [trial for trial in trials if trial.kind != "point" and trial.status == "finished"]
-    last = max(judged, key=lambda trial: trial.rung, default=None)
-    match row.status:
-        case "diverged" | "failed":
-            where = f"in epoch {math.ceil(row.epoch)}" if row.epoch % 1 else f"after epoch {row.epoch:g}"
-            return f"{row.status} {where}"
-        case "stopped" if last is not None:
-            how = "a schedule of" if last.kind == "short" else "a cooldown after"
-            return f"dropped after {how} {_epochs(last.rung)}"
-        case "stopped":
+        level = "; cannot be told from the best" if row.in_noise else ""
+        return f"reached its end{diverged}{level}"
+    match row.status, row.judged_by:
+        case "diverged" | "failed", _:
+            is_between = row.epoch % 1 == 0 and row.epoch > 0
+            return (
+                f"{row.status} after epoch {row.epoch:g}"
+                if is_between
+                else f"{row.status} in epoch {row.epoch // 1 + 1:g}"
+            )
+        case "stopped", "short" if row.epoch == farthest:
+            return f"waits after a schedule of {_epochs(row.epoch)} for the others of its rung"
+        case "stopped", "short":
+            return f"dropped after a schedule of {_epochs(row.epoch)}"
+        case "stopped", "cooldown":
+            return f"dropped by its cooldown after epoch {row.epoch:g}"
+        case "stopped", _:
             return f"stopped after epoch {row.epoch:g} of {total_epochs}"
-        case "waiting":
+        case "waiting", _:
             return f"to be resumed from epoch {row.epoch:g}"
-        case "paused":
+        case "paused", _:
             return f"waits after epoch {row.epoch:g} for the others of its rung"
     return f"running, epoch {row.epoch:g} of {total_epochs}"
 
@@ -203,13 +207,13 @@ def _best(builder: Builder, ranking: Ranking) -> list[tuple[str, str]]:
         if key not in values and {*COORDINATES, *COORDINATES.values()} & set(values):
             values[key] = f"{value:.4g} in the recipe"
     runs = "one run" if best.num_runs == 1 else f"mean of {best.num_runs} runs"
-    return [*values.items(), (f"{ranking.metric} of the proxy", f"{best.score:.4g}{spread}, {runs}")]
+    return [(f"{ranking.metric} of the proxy", f"{best.score:.4g}{spread}, {runs}"), *values.items()]
 
 
 # The trials.
 
 _TRIAL_COLUMNS = [
-    *(("trial", ""), ("what", ""), ("end", ""), ("epochs", "n"), ("minutes", "n"), ("starts lost", "n")),
+    *(("trial", "name"), ("what", ""), ("end", ""), ("epochs", "n"), ("minutes", "n"), ("starts lost", "n")),
     *(("scores, by epoch", "wide"), ("last metrics", "wide"), ("point", "wide"), ("MLflow run", "")),
 ]
 
@@ -267,29 +271,37 @@ class _Cost(NamedTuple):
 
 def _costs(state: SweepState, recipes: Mapping[int, Recipe]) -> list[_Cost]:
     """What the epochs were spent on."""
-    spent: dict[tuple[str, str], float] = defaultdict(float)
+    kinds = {
+        "in runs that reached their end": "best0",
+        "in runs with further seeds": "score3",
+        "in short schedules": "best2",
+        "in cooldowns": "best1",
+        "in runs that were stopped early": "other",
+        "in runs that diverged or failed": "bad",
+        "in runs that are not over": "muted",
+        "not trained: saved by stopping early": "line",
+    }
+    spent = dict.fromkeys(kinds, 0.0)
     for trial in state.trials.values():
         match trial:
             case TrialState(kind="short"):
-                what = ("in short schedules", "best2")
+                what = "in short schedules"
             case TrialState(kind="cooldown"):
-                what = ("in cooldowns", "best1")
+                what = "in cooldowns"
             case TrialState(status="diverged" | "failed"):
-                what = ("in runs that diverged or failed", "bad")
+                what = "in runs that diverged or failed"
             case TrialState(status="stopped"):
-                what = ("in runs that were stopped early", "other")
-            case TrialState(status="finished", seed_number=0):
-                what = ("in runs that reached their end", "best0")
+                what = "in runs that were stopped early"
             case TrialState(status="finished"):
-                what = ("in runs with further seeds", "score3")
+                what = "in runs with further seeds" if trial.seed_number else "in runs that reached their end"
             case _:
-                what = ("in runs that are not over", "muted")
+                what = "in runs that are not over"
         spent[what] += trial.spent_epochs
-    spent["not trained: saved by stopping early", "line"] += saved_epochs(state, _length(recipes))
+    spent["not trained: saved by stopping early"] = saved_epochs(state, _length(recipes))
     total = sum(spent.values())
     return [
-        _Cost(f"{epochs:,.4g}" if epochs < 1000 else f"{epochs:,.0f}", what, f"{100 * epochs / total:.2f}", colour)
-        for (what, colour), epochs in spent.items()
+        _Cost(f"{epochs:,.4g}" if epochs < 1000 else f"{epochs:,.0f}", what, f"{100 * epochs / total:.2f}", kinds[what])
+        for what, epochs in spent.items()
         if epochs > 0
     ]
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from statistics import fmean
 
 from resnet_dist.config.space import Space
-from resnet_dist.sweeps.ledger import SweepState, TrialKind, TrialState
+from resnet_dist.sweeps.ledger import SweepState, TrialKind, TrialState, trial_name
 from resnet_dist.sweeps.points import Point, describe
 from resnet_dist.sweeps.racing import contenders, mean_margin, pooled, runs_to_tell, scores_by_seed
 
@@ -95,7 +95,7 @@ class Ranking:
         diverged = f", {best.num_diverged} of them diverged" if best.num_diverged else ""
         so_far = "" if self.is_over else " so far"
         return (
-            f"Best{so_far}: {describe(best.point)} ({best.trials[0]}) with {self.metric} {best.score:.4g}{margin} "
+            f"Best{so_far}: {describe(best.point)} ({trial_name(best.number)}) with {self.metric} {best.score:.4g}{margin} "
             f"({runs}{diverged})"
         )
 
@@ -130,9 +130,9 @@ def _what_would_tell(level: Sequence[Ranked]) -> str:
 def _short(row: Ranked, best: Ranked) -> str:
     """`0.1 / 0.0005 (t0003)`: the values in the order of the best point's."""
     if list(row.point) != list(best.point):
-        return f"{describe(row.point)} ({row.trials[0]})"
+        return f"{describe(row.point)} ({trial_name(row.number)})"
     values = [f"{value:g}" if isinstance(value, float) else str(value) for value in row.point.values()]
-    return f"{' / '.join(values)} ({row.trials[0]})"
+    return f"{' / '.join(values)} ({trial_name(row.number)})"
 
 
 def _count(number: int) -> str:
