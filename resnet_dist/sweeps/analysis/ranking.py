@@ -95,8 +95,8 @@ class Ranking:
         diverged = f", {best.num_diverged} of them diverged" if best.num_diverged else ""
         so_far = "" if self.is_over else " so far"
         return (
-            f"Best{so_far}: {describe(best.point)} ({trial_name(best.number)}) with {self.metric} {best.score:.4g}{margin} "
-            f"({runs}{diverged})"
+            f"Best{so_far}: {describe(best.point)} ({trial_name(best.number)}) with {self.metric} "
+            f"{best.score:.4g}{margin} ({runs}{diverged})"
         )
 
     def _others_in_words(self, best: Ranked) -> str:
