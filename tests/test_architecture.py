@@ -248,7 +248,7 @@ WALLS = {
             "resnet_dist.sweeps.sweep",
             "data_prep.beton.files",
         )
-        for module in ("ledger", "points", "racing", "scheduler", "searcher", "sweep")
+        for module in ("forecast", "ledger", "points", "racing", "scheduler", "searcher", "sweep")
     },
     "resnet_dist.evaluation": (
         "resnet_dist.errors",

@@ -5,22 +5,18 @@ from __future__ import annotations
 import os
 import re
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from itertools import pairwise
-
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from data_prep.beton.files import Unfit, append, open_regular
 from data_prep.redaction import redacted
 from resnet_dist.launch.control import WorkerStatus
 from resnet_dist.launch.lease import HeldLease
+from resnet_dist.launch.progress_bar import ProgressBar
 from resnet_dist.storage.base import RunStorage
 from resnet_dist.tracking.system_metrics import process_began_s
 from resnet_dist.training.schedule import RunPlan
-
-_LINE_EVERY_S = 5.0
 
 
 def describe(status: WorkerStatus, plan: RunPlan) -> str:
@@ -37,35 +33,14 @@ def describe(status: WorkerStatus, plan: RunPlan) -> str:
 
 
 class ProgressReporter:
-    """Shows statuses; lines go to stderr, so stdout holds results only."""
+    """Shows statuses as lines and a bar."""
 
     def __init__(self, plan: RunPlan) -> None:
-        self._plan = plan
-        self._console = Console(stderr=True, highlight=False, soft_wrap=True)
-        self._bar: Progress | None = None
-        self._task = TaskID(0)
-        self._last = WorkerStatus()
-        self._last_line_s = 0.0
+        self._plan, self._bar, self._last = plan, ProgressBar("step"), WorkerStatus()
+        self.log = self._bar.log
 
-    @contextmanager
-    def live(self) -> Iterator[None]:
-        if not self._console.is_terminal:
-            yield
-            return
-        columns = (
-            TextColumn("step"),
-            MofNCompleteColumn(),
-            BarColumn(),
-            TimeRemainingColumn(),
-            TextColumn("{task.description}"),
-        )
-        with Progress(*columns, console=self._console) as self._bar:
-            self._task = self._bar.add_task("waiting for workers", total=self._plan.last_step)
-            yield
-        self._bar = None
-
-    def log(self, line: str) -> None:
-        self._console.print(redacted(line), markup=False)
+    def live(self) -> AbstractContextManager[None]:
+        return self._bar.live("waiting for workers")
 
     def show(self, status: WorkerStatus) -> None:
         """Call it once with each status; it prints what is new."""
@@ -74,11 +49,8 @@ class ProgressReporter:
             self.log(f"{status.world_size} workers are up{again}")
         for line in status.lines:
             self.log(line)
-        if self._bar is not None:
-            self._bar.update(self._task, completed=status.step, description=describe(status, self._plan))
-        elif status.step != self._last.step and time.monotonic() - self._last_line_s >= _LINE_EVERY_S:
-            self.log(f"step {status.step}/{self._plan.last_step}: {describe(status, self._plan)}")
-            self._last_line_s = time.monotonic()
+        if status.step:
+            self._bar.show(status.step, self._plan.last_step, describe(status, self._plan))
         self._last = status
 
 

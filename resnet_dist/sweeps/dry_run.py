@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from data_prep.redaction import redacted
 from resnet_dist.config.loading import tree_to_yaml
-from resnet_dist.config.space import Asha, HyperBand, Space
+from resnet_dist.config.space import Annealed, Asha, Halving, HyperBand, Median, Record, Space
 from resnet_dist.launch.preflight import nodes_to_come
+from resnet_dist.sweeps.analysis.page import duration
+from resnet_dist.sweeps.forecast import (
+    PointCost,
+    Speed,
+    contenders,
+    epochs_to_come,
+    measured_speed,
+    seconds_left,
+)
 from resnet_dist.sweeps.ledger import SweepState, ledger_file, read_ledger, replay, spent_epochs
 from resnet_dist.sweeps.points import coordinates_of, describe
 from resnet_dist.sweeps.prepare import PreparedSweep, require_trial_fits, trials_at_once
-from resnet_dist.sweeps.scheduler import judged_epoch, rung_shares
+from resnet_dist.sweeps.scheduler import judged_epoch
 
 _SHOWN = 100
 
@@ -43,32 +54,31 @@ def _trials(prepared: PreparedSweep, state: SweepState) -> str:
 def _rows(prepared: PreparedSweep, state: SweepState) -> str:
     space, samples = prepared.space, prepared.builder.num_proxy_samples
     num_points = len(prepared.planned) if prepared.planned is not None else (space.trials or 0)
-    point = prepared.planned[0] if prepared.planned else {}
-    length = prepared.total_epochs(point)
-    most = most_epochs(space, num_points, length)
-    expected = expected_epochs(space, num_points, length, prepared.builder.proxy(point).eval.every_epochs)
+    costs = prepared.costs(state, num_points)
+    first = costs[0]
+    most = sum(cost.length for cost in costs.values()) * space.seeds
+    coming = epochs_to_come(space, state, costs)
+    expected = spent_epochs(state) + sum(map(sum, coming))
     at_once = _at_once(prepared)
     rows = {
         "name": prepared.name,
         "folder": prepared.sweep_dir,
         "trials": f"{num_points} points, {space.seeds} run(s) of each that reaches its end"
-        + (f", up to {space.race.max_seeds} of those that cannot be told from the best" if space.race else "")
         + (
             f" (trials is {space.trials}: the space has no more distinct points)"
             if num_points < (space.trials or 0)
             else ""
         ),
-        "length of a trial": f"{length:g} epochs of {samples:,} images",
-        "cost": f"{most:,.0f} epochs if none is stopped early"
-        + (f", about {expected:,.0f} in the long run" if expected < most else "")
-        + (" before the race" if space.race else "")
-        + f" ({most * samples:,.0f} images)",
+        "length of a trial": f"{first.length:g} epochs of {samples:,} images",
+        **_rungs(space, num_points, first),
+        "cost": _cost(space, expected, most, samples),
+        **_race(space),
         "budget": ", ".join(f"{k} {v:g}" for k, v in space.budget.model_dump().items() if v is not None) or "no limit",
         "already spent": f"{spent_epochs(state):g} epochs",
         **_warm_start(prepared),
         "a trial gets": _trial_gets(prepared),
         "at once": "as many as the cluster holds" if at_once is None else f"{at_once} trials",
-        "time": _time(prepared, state, expected * samples, at_once),
+        "time": _time(prepared, state, coming, at_once),
         "MLflow": f"experiment {prepared.profile.experiment} at {prepared.profile.tracking_uri}",
     }
     width = max(map(len, rows))
@@ -97,43 +107,77 @@ def _warm_start(prepared: PreparedSweep) -> dict[str, str]:
     return {"warm start": f"{len(began.known)} points with scores for the model, {len(began.first_points)} tried first"}
 
 
-def _time(prepared: PreparedSweep, state: SweepState, images: float, at_once: int | None) -> str:
-    speed, source = prepared.space.resources.images_per_s, "resources.images_per_s"
-    if speed is None:
-        speed, source = _measured(prepared, state), "measured in this sweep"
+def _cost(space: Space, expected: float, most: float, samples: int) -> str:
+    """In epochs, and in images of the proxy's training set."""
+    whole = f"{most:,.0f} epochs"
+    images = f"{expected * samples:,.0f} images"
+    match space.scheduler:
+        case Annealed() | Halving():
+            share = f"{expected / most:.0%} of the {whole} that all points take to their end"
+            return f"{_epochs(expected)} if none diverges: {share} ({images})"
+        case Asha() | HyperBand():
+            return f"{whole} if none is stopped early, about {expected:,.0f} in the long run ({images})"
+        case Median():
+            return f"{whole} at most; how many the median rule saves cannot be estimated ({images})"
+        case _:
+            return f"{_epochs(expected)} ({images})"
+
+
+def _rungs(space: Space, num_points: int, cost: PointCost) -> dict[str, str]:
+    """What each rung trains and keeps: one row for each."""
+    scheduler, rungs = space.scheduler, cost.rungs
+    if isinstance(scheduler, Record):
+        judged = [judged_epoch(share, cost.length, 1) for share in scheduler.cooldowns]
+        more = [f"cooldowns after epochs {_listed(judged)}"] if judged else []
+        more += [f"whole schedules of {_listed(scheduler.shorts)} epochs"] if scheduler.shorts else []
+        return {"each point": f"{_epochs(cost.stages[0])}: {', '.join([f'its {cost.length:g}', *more])}"}
+    if not rungs:
+        return {}
+    numbers = contenders(space, num_points, len(rungs))
+    is_exact = isinstance(scheduler, Annealed | Halving)
+    about = "" if is_exact else "about "
+    rows = {}
+    for place, (number, epochs) in enumerate(zip(numbers, cost.stages, strict=True)):
+        who = f"{number:.3g} points" if place == 0 else f"{'the best' if is_exact else about.strip()} {number:.3g}"
+        end = rungs[place] if place < len(rungs) else cost.length
+        if isinstance(scheduler, Halving):
+            what = f"a whole schedule of {_epochs(end)}"
+        else:
+            what = f"to epoch {end:g}" if place < len(rungs) else f"to the end, epoch {end:g}"
+            if isinstance(scheduler, Annealed) and place < len(rungs):
+                before = rungs[place - 1] if place else 0.0
+                what += f" and a cooldown of {_epochs(epochs - (end - before))}"
+        keeps = "" if place == len(rungs) else f"; keeps {about}{numbers[place + 1]:.3g}"
+        name = f"rung {place + 1}" if place < len(rungs) else "last"
+        rows[name] = f"{who}, {what}: {about}{_epochs(number * epochs)}{keeps}"
+    if space.seeds > 1:
+        further = _epochs(numbers[-1] * (space.seeds - 1) * cost.length)
+        rows["seeds"] = f"{about}{numbers[-1]:.3g} points, {space.seeds - 1} more of each: {about}{further}"
+    return rows
+
+
+def _epochs(number: float) -> str:
+    return f"{number:,.4g} epoch{'s' * (number != 1)}"
+
+
+def _listed(values: Sequence[float]) -> str:
+    return " and ".join(f"{value:g}" for value in values)
+
+
+def _race(space: Space) -> dict[str, str]:
+    if space.race is None:
+        return {}
+    return {
+        "race": f"then up to {space.race.max_seeds} runs of each point that cannot be told from the best, not counted"
+    }
+
+
+def _time(prepared: PreparedSweep, state: SweepState, coming: Sequence[Sequence[float]], at_once: int | None) -> str:
+    images_per_s, samples = prepared.space.resources.images_per_s, prepared.builder.num_proxy_samples
+    speed, source = measured_speed(state), "measured in this sweep"
+    if images_per_s is not None:
+        speed = Speed(samples / images_per_s)
+        source = f"at {images_per_s:g} images/s a trial (resources.images_per_s)"
     if speed is None:
         return "not known before a trial has run; set resources.images_per_s"
-    return f"about {images / speed / (at_once or 1) / 3600:.2g} hours at {speed:g} images/s a trial ({source})"
-
-
-def _measured(prepared: PreparedSweep, state: SweepState) -> float | None:
-    """Images a second of one trial so far, start-up and evaluation included."""
-    trials = [trial for trial in state.trials.values() if trial.reports]
-    seconds = sum(trial.seconds for trial in trials)
-    images = sum(trial.epoch for trial in trials) * prepared.builder.num_proxy_samples
-    return float(f"{images / seconds:.3g}") if seconds > 0 and images > 0 else None
-
-
-def most_epochs(space: Space, num_points: int, epochs_per_trial: float) -> float:
-    """The cost if no trial is stopped early."""
-    return num_points * epochs_per_trial * space.seeds
-
-
-def expected_epochs(space: Space, num_points: int, epochs_per_trial: float, eval_every_epochs: int = 1) -> float:
-    """The cost if each rung lets 1 / reduction_factor of the trials continue, as it does in the long run.
-
-    The first trials at a rung always continue, so a short sweep costs more. Nothing can be estimated for the median
-    rule.
-    """
-    match space.scheduler:
-        case Asha(reduction_factor=factor) | HyperBand(reduction_factor=factor):
-            judged = [judged_epoch(s, epochs_per_trial, eval_every_epochs) for s in rung_shares(space.scheduler)]
-            shares = [epoch / epochs_per_trial for epoch in judged] + [1.0]
-        case _:
-            return most_epochs(space, num_points, epochs_per_trial)
-    spent, alive, done = 0.0, float(num_points), 0.0
-    for share in shares:
-        spent += alive * (share - done)
-        alive, done = max(alive / factor, 1.0), share
-    survivors = max(num_points / factor ** (len(shares) - 1), 1.0)
-    return epochs_per_trial * (spent + survivors * (space.seeds - 1))
+    return f"about {duration(seconds_left(prepared.space, coming, speed, at_once or 1) / 3600)} {source}"

@@ -21,7 +21,8 @@ from resnet_dist.launch.preflight import manifest_of, prepare, require_micro_bat
 from resnet_dist.storage.base import RunStorage
 from resnet_dist.storage.locations import beside, is_url, open_storage
 from resnet_dist.sweeps.analysis.next_sweep import warm_start
-from resnet_dist.sweeps.ledger import Began, Event, TrialState, ledger_file, read_ledger, trial_name
+from resnet_dist.sweeps.forecast import PointCost, point_cost
+from resnet_dist.sweeps.ledger import Began, Event, SweepState, TrialState, ledger_file, read_ledger, trial_name
 from resnet_dist.sweeps.points import Builder, Point, planned_points, random_point, require_buildable, require_proxy
 from resnet_dist.sweeps.scheduler import judged_epoch, rung_shares
 from resnet_dist.training.checkpoint import Identity, checkpoint_name
@@ -30,6 +31,8 @@ from resnet_dist.training.schedule import plan_run
 _MOST_POINTS = 1_000_000
 _SAMPLES = 64
 """How many random points are checked in place of those that a model will propose."""
+_DECIDE_COST = ("train.", "eval.", "fork")
+"""Keys of a recipe that say how long its run is, and where it is evaluated."""
 
 
 @dataclass(frozen=True)
@@ -80,9 +83,21 @@ class PreparedSweep:
 
     def total_epochs(self, point: Point) -> float:
         """The length of the point's schedule, or where its run ends if that is earlier."""
+        return self.cost(point).length
+
+    def cost(self, point: Point) -> PointCost:
         recipe = self.builder.proxy(point)
         plan = plan_run(recipe, self.trial_profile, self.builder.num_proxy_samples)
-        return plan.last_step / plan.steps_per_epoch
+        length = plan.last_step / plan.steps_per_epoch
+        return point_cost(self.space, length, plan.steps_per_epoch, recipe.eval.every_epochs)
+
+    def costs(self, state: SweepState, num_points: int) -> dict[int, PointCost]:
+        """By number, of all points that the sweep will try; of those that are not proposed yet, the proxy's own."""
+        points = dict(enumerate(self.planned or ())) | {trial.number: trial.point for trial in state.trials.values()}
+        numbers = sorted({*points, *range(num_points)})
+        if any(key.startswith(_DECIDE_COST) for key in self.space.space):
+            return {number: self.cost(points.get(number, {})) for number in numbers}
+        return dict.fromkeys(numbers, self.cost({}))  # building thousands of recipes takes seconds
 
 
 @dataclass(frozen=True)

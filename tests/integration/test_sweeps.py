@@ -202,8 +202,9 @@ def test_the_dry_run_shows_trials_and_cost(
     assert not tune_here(tune_command(cli, "--dry-run", "--set", "resources.images_per_s=100"), monkeypatch)
     out = capsys.readouterr().out
     assert "t0001  optim.lr 0.1  (lr 0.1, weight decay 0.0001, tau 909 epochs)" in out
-    assert "cost               9 epochs if none is stopped early, about 6 in the long run (12,978 images)" in out
+    assert "cost               9 epochs if none is stopped early, about 6 in the long run (8,652 images)" in out
     assert "at once            2 trials" in out
+    assert "rung 1             3 points, to epoch 1: about 3 epochs; keeps about 1" in out
     assert "at 100 images/s a trial (resources.images_per_s)" in out
     assert not (cli.folder / "runs" / "sweep").exists()
 

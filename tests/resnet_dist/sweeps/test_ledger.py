@@ -8,9 +8,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from resnet_dist.config.space import Space
 from resnet_dist.errors import Fault, UserError
-from resnet_dist.sweeps.dry_run import expected_epochs, most_epochs
 from resnet_dist.sweeps.ledger import (
     DriverStarted,
     Event,
@@ -143,14 +141,3 @@ def test_a_fault_counts_and_the_trial_waits_to_resume() -> None:
     state = replay([*EVENTS, TrialLeft(trial="t0000", why="its process died", time_s=9.0, is_fault=True)])
     trial = state.trials["t0000"]
     assert (trial.status, trial.num_faults, trial.last_fault, trial.epoch) == ("waiting", 1, "its process died", 1.0)
-
-
-def test_the_cost_of_successive_halving() -> None:
-    lr = {"optim.lr": {"kind": "uniform", "low": 1, "high": 2}}
-    asha = {"kind": "asha", "first_rung": 0.25, "rungs": 1, "reduction_factor": 4}
-    space = Space.model_validate({"base": "b", "space": lr, "scheduler": asha, "trials": 16, "seeds": 2})
-    assert most_epochs(space, 16, 8) == 16 * 8 * 2
-    # 16 to epoch 2, a quarter of them 6 more, and those once more with another seed.
-    assert expected_epochs(space, 16, 8) == 16 * 2 + 4 * 6 + 4 * 8
-    # evaluated every third epoch: judged at 3 instead of 2
-    assert expected_epochs(space, 16, 8, 3) == 16 * 3 + 4 * 5 + 4 * 8
