@@ -7,6 +7,7 @@ their state in memory, where a killed driver loses it; here every decision is wo
 from __future__ import annotations
 
 import math
+import statistics
 from bisect import bisect_right
 from collections import Counter, defaultdict
 from collections.abc import Sequence
@@ -136,8 +137,8 @@ def median(config: Median, history: Sequence[SchedulerEvent]) -> Verdict:
         for other in reports.values()
         if other[-1].share >= now.share
     ]
-    means = [np.mean(other) for other in scores if other]
-    return "stop" if len(means) >= config.min_trials and np.median(means) > best else "go on"
+    means = [sum(other) / len(other) for other in scores if other]
+    return "stop" if len(means) >= config.min_trials and statistics.median(means) > best else "go on"
 
 
 @dataclass

@@ -150,9 +150,9 @@ def compare(
 ) -> Comparison:
     """Plays each scheduler on the recorded curves. Raises UserError unless all that it would see were recorded.
 
-    Each draw is some of the points in an order of its own, and is played on every study. A rule sees one run of each
-    point; where further seeds were recorded, the draws take turns among them. Random search is not played: the chance
-    with which it picks a point is known, and between two whole numbers of points it is a mixture of both.
+    Each draw is some of the points in an order of its own, played on one of the studies; the draws take turns among
+    studies and recorded seeds. Random search is not played: the chance with which it picks a point is known, and
+    between two whole numbers of points it is a mixture of both.
 
     Args:
         sweeps: those on the same data are one study.
@@ -179,10 +179,10 @@ def compare(
     def orders(points: Integers) -> Integers:
         return random.permuted(points, axis=-1)[..., :size]
 
-    every_study = np.tile(np.arange(len(studies)), (num_draws, 1))
-    every_order = orders(np.tile(np.arange(num_recorded), (num_draws, 1)))
-    draws = _Draws(studies, np.stack([every_order] * len(studies), axis=1), every_study, only_first_seed=only_first)
-    # A resample's points may be there twice, and so may its studies, which its orders take in turn.
+    in_turn = np.arange(num_draws)[:, None] % len(studies)
+    every_point = np.tile(np.arange(num_recorded), (num_draws, 1, 1))
+    draws = _Draws(studies, orders(every_point), in_turn, only_first_seed=only_first)
+    # A resample may have a point or a study twice; its orders take turns among its studies.
     num_resamples = min(num_draws, _MOST_RESAMPLES)
     num_orders = num_draws // num_resamples
     points = random.integers(num_recorded, size=(num_resamples, 1, num_recorded))
@@ -200,8 +200,8 @@ def compare(
     counted = f"{len(studies)} {'study' if len(studies) == 1 else 'studies'} of {num_recorded} points"
     chosen = f"all {size}" if size == num_recorded else f"{size} of the"
     return Comparison(
-        f"{counted}, {first.length:g} epochs each; {num_draws} draws of {chosen} points (--orders-seed {orders_seed}), "
-        f"{at_once} at once; {first.space.metric}.",
+        f"{counted}, {first.length:g} epochs each; {num_draws} draws of {chosen} points (--orders-seed {orders_seed})"
+        f"{', on each study in turn' if len(studies) > 1 else ''}, {at_once} at once; {first.space.metric}.",
         tuple(rows),
         _early_scores(studies, {share for space in spaces.values() for share in rung_shares(space.scheduler)}),
         tuple(study.name for study in studies),
@@ -471,29 +471,29 @@ def _recorder(needs: SchedulerConfig, others: Sequence[SchedulerConfig]) -> str:
 
 @dataclass(frozen=True)
 class _Result:
-    """What a rule came to, by draw and study."""
+    """What a rule came to, by draw and order."""
 
     epochs: Array
     chances: Array
-    """By draw, study and place in the order: with which it picks the point."""
+    """By draw, order and place in it: with which it picks the point."""
     regret: Array
     elsewhere: Array | None
     """The regret by the runs that the rule did not see."""
 
 
 class _Draws:
-    """Orders of points, each played on a study. Axes of arrays: draw, study, place in the order.
+    """Orders of points, each played on a study. Axes of arrays: draw or resample, order, place in the order.
 
     Args:
-        orders: (draw, study, place): indices of points.
-        played: (draw, study): indices of studies.
+        orders: (draw, order, place): indices of points.
+        played: (draw, order): indices of studies.
         only_first_seed: the rules see the runs of the first seed. False: those of each seed in turn.
     """
 
     def __init__(self, studies: Sequence[_Study], orders: Integers, played: Integers, *, only_first_seed: bool) -> None:
         self._studies, self._orders, self._played = studies, orders, played
         self.size = orders.shape[-1]
-        turns = np.arange(played.shape[0])[:, None] + np.arange(played.shape[1])
+        turns = np.arange(played.size).reshape(played.shape) // len(studies)
         self._seeds = turns % np.array([1 if only_first_seed else study.num_seeds for study in studies])[played]
 
         def seen(values: Sequence[Array]) -> Array:
@@ -503,7 +503,7 @@ class _Draws:
 
         scores = seen([study.scores for study in studies])
         self.all_epochs: Array = seen([study.epochs for study in studies]).sum(-1)
-        """(draw, study): of all points to their end."""
+        """Of all points to their end."""
         self._ranked = np.argsort(-scores, axis=-1, kind="stable")
         self._regrets = scores.max(-1, keepdims=True) - scores
         self._elsewhere: Array | None = None
@@ -526,7 +526,7 @@ class _Draws:
         return self._result(epochs, chances)
 
     def random_search(self, epochs: Array) -> _Result:
-        """With as many epochs (draw, study), or those of one point or of all if that is nearer."""
+        """With as many epochs, or those of one point or of all if that is nearer."""
         num = np.clip(epochs / self.all_epochs * self.size, 1, self.size)
         floor = np.floor(num).astype(int)
         share = (num - floor)[..., None]
@@ -567,7 +567,7 @@ class _Draws:
             below_90=float(below_90),
             hits=float((result.chances * (self._regrets == 0)).sum(-1).mean()),
             regret_elsewhere=elsewhere,
-            by_study=tuple(result.regret.mean(0).tolist()),
+            by_study=tuple(float(result.regret[self._played == study].mean()) for study in range(len(self._studies))),
         )
         if equal is None:
             return row

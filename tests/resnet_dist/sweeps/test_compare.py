@@ -200,7 +200,7 @@ def test_studies_on_other_data_are_pooled_and_shown_one_by_one() -> None:
     asha = found.rows[1]
     assert asha.by_study[0] == 0
     assert asha.by_study[1] > 3
-    assert asha.regret.mean == pytest.approx(sum(asha.by_study) / 2)
+    assert asha.regret.mean == pytest.approx(sum(asha.by_study) / 2)  # as many draws on each
     assert asha.regret.low < 1 < asha.regret.high - 2
     # Point 8 is best in one study and worst in the other; so no pick is better than another by the other study's runs.
     assert found.rows[0].regret_elsewhere is not None
