@@ -50,14 +50,24 @@ SIMULATED: Mapping[str, Case] = {
 
 
 def bench_race(sweeps: Sequence[Path], num_races: int) -> str:
-    """A Markdown table. Raises UserError for a sweep without seeds."""
+    """A Markdown table: a row for each kind of points. Raises UserError for a sweep without seeds."""
     cases = {**SIMULATED, **{folder.name: _resampled(folder) for folder in sweeps}}
-    head = ["points", "seeds", "runs", "regret", "best picked", "best not ruled out", "points not ruled out"]
+    head = ["points", "runs: race", "min_difference 0.5", "all contenders", "regret: one run of each", "equal shares"]
+    head += [
+        "race",
+        f"{MAX_SEEDS} runs of each",
+        "best picked: equal shares",
+        "race",
+        "best not ruled out",
+        "points left",
+    ]
     rows = []
     for name, case in cases.items():
-        for arm, (runs, regret, picked, kept, left) in simulate(case, num_races).items():
-            cells = [f"{runs:.1f}", f"{regret:.3f}", f"{picked:.0%}", f"{kept:.1%}", f"{left:.1f}"]
-            rows.append([name, arm, *cells])
+        arms = simulate(case, num_races)
+        race, equal = arms["race"], arms["equal shares"]
+        runs = [f"{arms[arm][0]:.0f}" for arm in ("race", "min_difference 0.5", "all contenders")]
+        regrets = [f"{arms[arm][1]:.3f}" for arm in ("one run of each", "equal shares", "race", "all seeds")]
+        rows.append([name, *runs, *regrets, f"{equal[2]:.0%}", f"{race[2]:.0%}", f"{race[3]:.1%}", f"{race[4]:.1f}"])
     return markdown(head, rows)
 
 
@@ -92,13 +102,18 @@ def _arms(scores: np.ndarray) -> Iterator[tuple[str, list[int]]]:
         left = list(contenders(runs))
         return [point for point in left if len(runs[point]) < MAX_SEEDS] if len(left) > 1 else []
 
-    race = raced(lambda runs: [point for point, _ in next_round(Race(max_seeds=MAX_SEEDS), runs)])
+    def of_a_race(min_difference: float = 0.0) -> list[int]:
+        config = Race(max_seeds=MAX_SEEDS, min_difference=min_difference)
+        return raced(lambda runs: [point for point, _ in next_round(config, runs)])
+
+    race = of_a_race()
     share, rest = divmod(sum(race), num_points)
     yield "one run of each", [1] * num_points
     yield "race", race
-    yield "the same runs in equal shares", [share + (point < rest) for point in range(num_points)]
-    yield "race of all contenders", raced(all_contenders)
-    yield f"{MAX_SEEDS} runs of each", [MAX_SEEDS] * num_points
+    yield "min_difference 0.5", of_a_race(0.5)
+    yield "all contenders", raced(all_contenders)
+    yield "equal shares", [share + (point < rest) for point in range(num_points)]
+    yield "all seeds", [MAX_SEEDS] * num_points
 
 
 def _resampled(sweep_dir: Path) -> Case:

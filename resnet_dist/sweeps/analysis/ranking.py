@@ -109,9 +109,8 @@ class Ranking:
             return "whether its lead is chance is unknown: the seeds of each point gave the same score"
         level = [row for row in done if row.in_noise]
         if not level:
-            return (
-                f"its lead over {'the other one' if len(done) == 1 else f'all {len(done)} others'} is more than chance"
-            )
+            others = {1: "the other one", 2: "both others"}.get(len(done), f"all {len(done)} others")
+            return f"its lead over {others} is more than chance"
         named = [_short(row, best) for row in level[:_NAMED]]
         if len(level) > _NAMED:
             named.append(f"{len(level) - _NAMED} more")
@@ -121,7 +120,8 @@ class Ranking:
 def _what_would_tell(level: Sequence[Ranked]) -> str:
     told = [row.runs_needed for row in level if row.runs_needed <= _MOST_RUNS]
     if not told:
-        return "so close that more seeds would hardly tell them apart: take any"
+        subject, either = ("it is", "either") if len(level) == 1 else ("they are", "any")
+        return f"{subject} so close that more seeds would hardly tell: take {either}"
     which = "" if len(told) == len(level) else f" {_count(len(told))} of"
     runs = f"{max(told):g}"
     return f"about {runs} runs of each would tell{which} them apart (--set race.max_seeds={runs})"

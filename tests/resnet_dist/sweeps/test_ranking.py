@@ -63,7 +63,7 @@ def test_a_worse_point_does_not_become_a_rival_by_varying_more() -> None:
     ranking = ranking_of(*seeds(0, 95, 95.1, 95.2), *seeds(1, 94, 94.1, 94.2), *seeds(2, 60, 90, 120))
     assert [row.number for row in ranking.rows] == [0, 1, 2]
     assert not any(row.in_noise for row in ranking.rows)
-    assert "its lead over all 2 others is more than chance" in ranking.verdict()
+    assert "its lead over both others is more than chance" in ranking.verdict()
 
 
 FIRST = "Best: optim.lr 0.1, optim.weight_decay 0.0005 (t0000)"
@@ -104,7 +104,7 @@ FIRST = "Best: optim.lr 0.1, optim.weight_decay 0.0005 (t0000)"
             [*(run for number in range(6) for run in seeds(number, 95.0, 96.0)), (6, 0, "diverged", 0)],
             f"{FIRST} with val/top1 95.5 ± 1.2 (mean of 2 runs); five others "
             "cannot be told from it: 0.2 / 0.0005 (t0001), 0.3 / 0.0005 (t0002), 0.4 / 0.0005 (t0003) and 2 more. "
-            "One of them may be better by up to 7; so close that more seeds would hardly tell them apart: take any.",
+            "One of them may be better by up to 7; they are so close that more seeds would hardly tell: take any.",
             id="all equal",
         ),
     ],
