@@ -17,6 +17,7 @@ from resnet_dist.sweeps.ledger import read_ledger, replay
 from resnet_dist.sweeps.racing import contenders, next_round, scores_by_seed
 
 MAX_SEEDS = 8
+_TOLERANT, _ALL = "min_difference 0.5", f"{MAX_SEEDS} runs of each"
 Case = Callable[[np.random.Generator], tuple[np.ndarray, np.ndarray]]
 """The points' means, and their scores by point and seed number. Higher is better."""
 
@@ -52,22 +53,15 @@ SIMULATED: Mapping[str, Case] = {
 def bench_race(sweeps: Sequence[Path], num_races: int) -> str:
     """A Markdown table: a row for each kind of points. Raises UserError for a sweep without seeds."""
     cases = {**SIMULATED, **{folder.name: _resampled(folder) for folder in sweeps}}
-    head = ["points", "runs: race", "min_difference 0.5", "all contenders", "regret: one run of each", "equal shares"]
-    head += [
-        "race",
-        f"{MAX_SEEDS} runs of each",
-        "best picked: equal shares",
-        "race",
-        "best not ruled out",
-        "points left",
-    ]
+    runs, regrets = ("race", _TOLERANT, "all contenders"), ("one run of each", "equal shares", "race", _TOLERANT, _ALL)
+    head = ["points", *(f"runs: {arm}" for arm in runs), *(f"regret: {arm}" for arm in regrets)]
+    head += ["picks the best: equal shares", "picks the best: race", "race does not rule it out", "points left"]
     rows = []
     for name, case in cases.items():
         arms = simulate(case, num_races)
         race, equal = arms["race"], arms["equal shares"]
-        runs = [f"{arms[arm][0]:.0f}" for arm in ("race", "min_difference 0.5", "all contenders")]
-        regrets = [f"{arms[arm][1]:.3f}" for arm in ("one run of each", "equal shares", "race", "all seeds")]
-        rows.append([name, *runs, *regrets, f"{equal[2]:.0%}", f"{race[2]:.0%}", f"{race[3]:.1%}", f"{race[4]:.1f}"])
+        cells = [f"{arms[arm][0]:.0f}" for arm in runs] + [f"{arms[arm][1]:.3f}" for arm in regrets]
+        rows.append([name, *cells, f"{equal[2]:.0%}", f"{race[2]:.0%}", f"{race[3]:.1%}", f"{race[4]:.1f}"])
     return markdown(head, rows)
 
 
@@ -110,10 +104,10 @@ def _arms(scores: np.ndarray) -> Iterator[tuple[str, list[int]]]:
     share, rest = divmod(sum(race), num_points)
     yield "one run of each", [1] * num_points
     yield "race", race
-    yield "min_difference 0.5", of_a_race(0.5)
+    yield _TOLERANT, of_a_race(0.5)
     yield "all contenders", raced(all_contenders)
     yield "equal shares", [share + (point < rest) for point in range(num_points)]
-    yield "all seeds", [MAX_SEEDS] * num_points
+    yield _ALL, [MAX_SEEDS] * num_points
 
 
 def _resampled(sweep_dir: Path) -> Case:

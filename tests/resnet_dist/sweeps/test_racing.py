@@ -83,8 +83,8 @@ def test_a_race_keeps_the_best_point_and_beats_equal_shares_of_its_runs(points: 
     runs, regret, _, kept, _ = arms["race"]
     assert kept >= 0.95
     assert regret < 0.6 * arms["equal shares"][1]
-    assert runs < 0.5 * arms["all seeds"][0]
-    assert regret <= arms["all seeds"][1] + 0.01
+    assert runs < 0.5 * arms["8 runs of each"][0]
+    assert regret <= arms["8 runs of each"][1] + 0.01
 
 
 # ---- in a sweep ------------------------------------------------------------------------------------------------------
