@@ -17,6 +17,7 @@ from resnet_dist.errors import Fault, UserError
 from resnet_dist.launch.cluster import ClusterNode
 from resnet_dist.launch.mlflow_description import Log, hardware_summary
 from resnet_dist.storage.base import RunStorage
+from resnet_dist.sweeps.analysis.page import parameter_in_words, scheduler_in_words
 from resnet_dist.sweeps.analysis.ranking import Ranking
 from resnet_dist.sweeps.prepare import PreparedSweep
 from resnet_dist.sweeps.sweep import Sweep
@@ -107,18 +108,14 @@ def _open_run(prepared: PreparedSweep, nodes: list[ClusterNode]) -> RunHandle:
 
 def _description(prepared: PreparedSweep) -> str:
     space, folder = prepared.space, prepared.sweep_dir
-    searched = "".join(f"| {key} | `{_in_words(parameter.model_dump())}` |\n" for key, parameter in space.space.items())
+    searched = "".join(f"| {key} | {parameter_in_words(parameter)} |\n" for key, parameter in space.space.items())
     return (
-        f"A sweep over {Path(space.base).name} for {space.metric}.\n\n| key | values |\n|---|---|\n{searched}\n"
-        f"Search: {space.search.kind}, scheduler: {space.scheduler.kind}.\n\n"
+        f"A sweep over {Path(space.base).name} for {space.metric}. "
+        f"Its report, once it ends: artifact `report/index.html`.\n\n| key | values |\n|---|---|\n{searched}\n"
+        f"Search: {space.search.kind}. Early stopping: {scheduler_in_words(space.scheduler)}.\n\n"
         f"    resnet-dist tune report {folder}\n"
         f"    resnet-dist train {folder}/best_recipe.yaml --on PROFILE\n"
     )
-
-
-def _in_words(parameter: dict[str, object]) -> str:
-    kept = {key: value for key, value in parameter.items() if key != "kind" and value not in (None, {}, False)}
-    return f"{parameter['kind']} " + ", ".join(f"{key} {value}" for key, value in kept.items())
 
 
 def end_trial(

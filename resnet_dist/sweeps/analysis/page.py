@@ -107,7 +107,7 @@ def page(
         failures=[_failure(trial) for trial in state.trials.values() if trial.last_fault or _is_dead(trial)],
         failure_columns=[("trial", "name"), ("epoch", "n"), ("what", ""), ("why", "wide"), ("point", "wide")],
         costs=_costs(state, recipes),
-        cost=_cost(state, recipes),
+        cost=cost_in_words(state, recipes),
         made=_made(space, began),
         ledger=ledger_file(sweep_dir),
     )
@@ -130,8 +130,6 @@ def _points(
     # The other pair of coordinates, rate and decay or rate per 256 images and tau, as far as it varies.
     derived = [key for key in (*COORDINATES, *COORDINATES.values()) if searched and key not in space.free]
     derived = [key for key in derived if len(rows) == 1 or len({value[key] for value in values}) > 1]
-    farthest = max((t.rung if t.kind == "short" else math.inf for t in state.trials.values()), default=0.0)
-    status = [_status(row, recipes[row.number].train.total_epochs, farthest) for row in rows]
     columns = {
         "rank": [_Cell(str(rank), rank) for rank in range(1, len(rows) + 1)],
         "point": [_Cell(trial_name(row.number), row.number) for row in rows],
@@ -140,7 +138,7 @@ def _points(
         "runs": [_Cell(str(row.num_runs), row.num_runs) for row in rows],
         **{key: _aligned([value.get(key) for value in values]) for key in (*space.free, *derived)},
         "epochs": [_Cell(f"{epochs[row.number]:g}", epochs[row.number]) for row in rows],
-        "status": [_Cell(words, words) for words in status],
+        "status": [_Cell(words, words) for words in statuses(state, rows, recipes)],
     }
     if all(row.spread is None for row in rows):
         del columns["± seeds"]
@@ -162,12 +160,14 @@ def _coordinates(recipe: Recipe, num_samples: int) -> dict[str, Any]:
     }
 
 
-def _status(row: Ranked, total_epochs: int, farthest: float) -> str:
-    """How a point ended, or what it is doing.
+def statuses(state: SweepState, rows: Sequence[Ranked], recipes: Mapping[int, Recipe]) -> list[str]:
+    """How each point ended, or what it is doing."""
+    # The longest schedule so far: a rung starts the next one the moment it decides.
+    farthest = max((t.rung if t.kind == "short" else math.inf for t in state.trials.values()), default=0.0)
+    return [_status(row, recipes[row.number].train.total_epochs, farthest) for row in rows]
 
-    Args:
-        farthest: epochs of the longest schedule of the sweep so far: a rung starts it the moment it decides.
-    """
+
+def _status(row: Ranked, total_epochs: int, farthest: float) -> str:
     if row.num_runs:
         diverged = f"; {row.num_diverged} of {row.num_runs} runs diverged" if row.num_diverged else ""
         level = "; cannot be told from the best" if row.in_noise else ""
@@ -306,7 +306,8 @@ def _costs(state: SweepState, recipes: Mapping[int, Recipe]) -> list[_Cost]:
     ]
 
 
-def _cost(state: SweepState, recipes: Mapping[int, Recipe]) -> list[tuple[str, str]]:
+def cost_in_words(state: SweepState, recipes: Mapping[int, Recipe]) -> list[tuple[str, str]]:
+    """Names and values."""
     numbers = summary(state, _length(recipes))
     open_trials = sum(trial.end is None for trial in state.trials.values())
     counts = [f"{numbers[key]:g} {key}" for key in ("finished", "stopped", "diverged", "failed") if numbers[key]]

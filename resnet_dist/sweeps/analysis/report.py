@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from data_prep.beton.files import make_folder, write_text_atomically
 from resnet_dist.config.loading import to_yaml
+from resnet_dist.config.recipe import Recipe
 from resnet_dist.config.space import Space
 from resnet_dist.errors import UserError
 from resnet_dist.sweeps.analysis.figures import draw
-from resnet_dist.sweeps.analysis.page import duration, page
+from resnet_dist.sweeps.analysis.page import cost_in_words, page, statuses
 from resnet_dist.sweeps.analysis.ranking import Ranking, rank
-from resnet_dist.sweeps.ledger import SweepState, read_ledger, replay, summary
+from resnet_dist.sweeps.ledger import SweepState, read_ledger, replay
 from resnet_dist.sweeps.points import Builder, coordinates_of, describe
 
 _SHOWN = 15
@@ -42,7 +45,7 @@ def write_report(sweep_dir: Path) -> Report:
     make_folder(folder)
     recipes = {row.number: builder.proxy(row.point) for row in ranking.rows}
     figures = draw(space, state, ranking, recipes, builder.num_proxy_samples, folder)
-    text = _text(space, state, ranking, builder, sweep_dir)
+    text = _text(state, ranking, recipes, began.name)
     recipe = best_recipe_text(builder, state, ranking, sweep_dir)
     write_text_atomically(folder / "ranking.md", text)
     write_text_atomically(folder / "ranking.csv", _csv(space, ranking))
@@ -53,39 +56,23 @@ def write_report(sweep_dir: Path) -> Report:
     return Report(folder, text, sweep_dir / "best_recipe.yaml" if recipe is not None else None)
 
 
-def _text(space: Space, state: SweepState, ranking: Ranking, builder: Builder, sweep_dir: Path) -> str:
-    """Markdown."""
-    length = float(builder.proxy(ranking.rows[0].point).train.total_epochs) if ranking.rows else 0.0
-    numbers = summary(state, length)
-    open_trials = sum(trial.end is None for trial in state.trials.values())
+def _text(state: SweepState, ranking: Ranking, recipes: Mapping[int, Recipe], name: str) -> str:
+    """Markdown, for a terminal."""
     lines = [
-        f"# {state.began.name if state.began else sweep_dir.name}",
-        "",
-        ranking.verdict(),
-        "",
-        f"{numbers['trials']:g} trials: {numbers['finished']:g} finished, {numbers['stopped']:g} stopped early, "
-        f"{numbers['diverged']:g} diverged, {numbers['failed']:g} failed, {open_trials} not over.",
-        f"{numbers['epochs_spent']:.4g} epochs spent, {numbers['epochs_saved']:.4g} saved by stopping early; "
-        f"{duration(numbers['trial_hours'])} of trials in {duration(numbers['wall_hours'])}; "
-        f"{state.num_drivers} starts.",
-        "",
-        f"By {space.metric} of the last evaluation.",
-        "",
-        "| rank | score | runs | spread | ended | point | trials |",
-        "|---|---|---|---|---|---|---|",
+        *(f"# {name}", "", ranking.verdict(), ""),
+        *(f"- {key}: {value}" for key, value in cost_in_words(state, recipes)),
+        *(
+            "",
+            f"| rank | {ranking.metric} | spread | runs | status | point | trials |",
+            "|---|---|---|---|---|---|---|",
+        ),
     ]
     shown = [row for row in ranking.rows if row.status != "waiting" or row.epoch][:_SHOWN]
-    for place, row in enumerate(shown, 1):
+    for place, (row, status) in enumerate(zip(shown, statuses(state, shown, recipes), strict=True), 1):
+        score = f"{row.score:.4f}" if math.isfinite(row.score) else ""
         spread = "" if row.spread is None else f"{row.spread:.3g}"
-        score = "" if row.score != row.score else f"{row.score:.4f}" + (" (inside the noise)" if row.in_noise else "")
-        how = {"point": "at", "short": "after a whole schedule to", "cooldown": "cooled down after"}[row.judged_by]
-        ended = row.status if row.num_runs else f"{row.status} {how} epoch {row.epoch:g}"
-        if row.num_runs and row.num_diverged:
-            ended = f"{row.num_diverged} of {row.num_runs} diverged"
-        lines.append(
-            f"| {place} | {score} | {row.num_runs} | {spread} | {ended} | {describe(row.point)} "
-            f"| {' '.join(row.trials)} |"
-        )
+        cells = (str(place), score, spread, str(row.num_runs), status, describe(row.point), " ".join(row.trials))
+        lines.append(f"| {' | '.join(cells)} |")
     if len(ranking.rows) > len(shown):
         lines += ["", f"and {len(ranking.rows) - len(shown)} more in ranking.csv"]
     return "\n".join(lines) + "\n"

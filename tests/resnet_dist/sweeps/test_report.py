@@ -81,8 +81,8 @@ def test_the_report_has_all_its_parts_and_the_best_recipe_is_a_recipe(tmp_path: 
         *("ranking.md", "ranking.csv", "index.html"),
         *("score_map.png", "learning_curves.png", "by_parameter.png", "best_so_far.png"),
     }
-    assert "20 trials: 10 finished, 6 stopped early, 4 diverged, 0 failed, 0 not over" in report.text
-    assert "74 epochs spent, 24 saved by stopping early" in report.text
+    assert "Trials: 20: 10 finished, 6 stopped, 4 diverged" in report.text
+    assert "Epochs: 74 spent; 24 saved by stopping early" in report.text
     assert report.text.splitlines()[2].startswith("Best: optim.lr 0.1, optim.weight_decay 0.001 (t0009) with")
     rows = list(csv.DictReader((report.folder / "ranking.csv").open()))
     assert [row["status"] for row in rows] == ["finished"] * 10 + ["stopped"] * 6 + ["diverged"] * 4
