@@ -165,12 +165,13 @@ def score_map(
     keys = [key for key in space.free if key in (*COORDINATES, *COORDINATES.values())]
     if len(keys) != 2:
         keys = sorted(space.free, key=lambda key: -shares.get(key, 0.0))[:2]
-    rows = [row for row in rows if all(key in row.point for key in keys) and (row.num_runs or row.epoch)]
-    if len(keys) < 2 or not rows:
+    ranked = [pair for pair in enumerate(rows) if all(key in pair[1].point for key in keys)]
+    ranked = [(rank, row) for rank, row in ranked if row.num_runs or row.epoch]
+    if len(keys) < 2 or not ranked:
         return None
-    across, up = (_scale(space, key, [row.point[key] for row in rows]) for key in keys)
+    across, up = (_scale(space, key, [row.point[key] for _, row in ranked]) for key in keys)
     places: dict[tuple[float, float], tuple[int, Ranked]] = {}
-    for rank, row in enumerate(rows):
+    for rank, row in ranked:
         places.setdefault((across.at(row.point[keys[0]]), up.at(row.point[keys[1]])), (rank, row))
     lefts, bottoms = (sorted(set(values)) for values in zip(*places, strict=True))
     if len(lefts) < 2 or len(bottoms) < 2:
@@ -400,8 +401,9 @@ def _scale(space: Space, key: str, values: Sequence[Any], max_ticks: int = 8) ->
     positive = [value for value in values if are_numbers and value > 0]
     is_wide = bool(positive) and max(positive) > 10 * min(positive)
     if not values or not are_numbers or (is_wide and len(positive) < len(values)):  # 0 has no logarithm
-        names = [repr(value) for value in listed or () if value in values] or sorted(set(map(repr, values)))
         labels = {repr(value): _shortened(str(value)) for value in values}
+        names = [name for name in map(repr, listed or ()) if name in labels]  # in the order of the space
+        names += sorted(set(labels) - set(names))
         return _Scale(lambda value: names.index(repr(value)), [(i, labels[name]) for i, name in enumerate(names)])
     low, high = min(values), max(values)
     is_log = low > 0 and (is_wide or isinstance(space.space[key], LogUniform))

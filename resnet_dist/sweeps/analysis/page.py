@@ -136,7 +136,7 @@ def _points(
         space.metric: _scores(space, [row.score for row in rows]),
         "± seeds": _scores(space, [row.spread for row in rows]),
         "runs": [_Cell(str(row.num_runs), row.num_runs) for row in rows],
-        **{key: _aligned([value.get(key) for value in values]) for key in (*space.free, *derived)},
+        **{key: _aligned([value.get(key, "") for value in values]) for key in (*space.free, *derived)},
         "epochs": [_Cell(f"{epochs[row.number]:g}", epochs[row.number]) for row in rows],
         "status": [_Cell(words, words) for words in statuses(state, rows, recipes)],
     }
@@ -146,7 +146,10 @@ def _points(
     colours = [f"best{named.index(row.number)}" if row.number in named else "" for row in rows]
     kinds = {"status": "wide", "point": "name"}
     titles = [
-        (_breakable(title), kinds.get(title, "n" if all(_is_number(cell.value) for cell in cells) else ""))
+        (
+            _breakable(title),
+            kinds.get(title, "n" if all(cell.value is None or _is_number(cell.value) for cell in cells) else ""),
+        )
         for title, cells in columns.items()
     ]
     return titles, [_Row(cells, colour) for *cells, colour in zip(*columns.values(), colours, strict=True)]
@@ -442,7 +445,7 @@ def _value(value: Any) -> str:
 
 
 def _is_number(value: Any) -> bool:
-    return value is None or (isinstance(value, int | float) and not isinstance(value, bool))
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _breakable(key: str) -> Markup:
@@ -451,13 +454,16 @@ def _breakable(key: str) -> Markup:
 
 
 def _aligned(values: Sequence[Any]) -> list[_Cell]:
-    """A column: floats with the same number of decimals, so that they are aligned; three digits of the smallest."""
+    """A column: floats with the same number of decimals, so that they are aligned; three digits of the smallest.
+
+    "": this point does not have the parameter.
+    """
     floats = [value for value in values if isinstance(value, float) and math.isfinite(value)]
-    if not floats or not all(map(_is_number, values)):
-        return [_Cell("" if value is None else _value(value), value) for value in values]
+    if not floats or not all(value == "" or _is_number(value) for value in values):
+        return [_Cell(_value(value), None if value == "" else value) for value in values]
     decimals = max(_decimals(value) for value in floats)
     form = f".{decimals}f" if decimals <= _MAX_DECIMALS else ".2e"
-    return [_Cell("" if value is None else f"{value:{form}}", value) for value in values]
+    return [_Cell("") if value == "" else _Cell(f"{value:{form}}", value) for value in values]
 
 
 def _decimals(value: float) -> int:

@@ -36,6 +36,7 @@ RATE_AND_DECAY: dict[str, Any] = {**RATE, "optim.weight_decay": {"kind": "loguni
 CATEGORIES: dict[str, Any] = {
     **RATE,
     "optim.name": {"kind": "choice", "values": ["sgd", "lamb"]},
+    "train.max_steps": {"kind": "choice", "values": [None, 60]},
     "optim.momentum": {"kind": "uniform", "low": 0.8, "high": 0.95, "when": {"optim.name": "sgd"}},
 }
 SIX: dict[str, Any] = {
@@ -183,9 +184,14 @@ def test_any_sweep_has_a_page(tmp_path: Path, space: Space, outcomes: list[str],
     assert ("place in the ranking" in page.text) == (outcomes == ["stopped", "failed"])
 
 
-def test_a_sweep_that_has_only_begun_says_so(tmp_path: Path) -> None:
-    events = events_of(a_space(RATE), [], read_tree(BASE))
-    assert "No trial has started yet" in Page(tmp_path, events).text
+@pytest.mark.parametrize(
+    ("num_events", "expected"), [(2, "No trial has started yet"), (4, "running, epoch 0"), (6, "running, epoch 2 of 6")]
+)
+def test_a_sweep_that_has_only_begun_has_a_page_too(tmp_path: Path, num_events: int, expected: str) -> None:
+    space = a_space(RATE)
+    page = Page(tmp_path, events_of(space, runs_of(space), read_tree(BASE))[:num_events])
+    assert expected in page.text
+    assert not (tmp_path / "best_recipe.yaml").exists()
 
 
 def test_short_schedules_and_cooldowns_are_named_and_drawn(tmp_path: Path) -> None:

@@ -95,12 +95,6 @@ def test_the_report_has_all_its_parts_and_the_best_recipe_is_a_recipe(tmp_path: 
         assert part in head
 
 
-def test_a_sweep_that_has_only_begun_has_a_report_too(tmp_path: Path) -> None:
-    events = played(a_space(GRID))
-    for count in (2, 3, 4, 5, 9):
-        assert write_report(write(tmp_path, events[:count])).best_recipe is None
-
-
 def test_the_next_space_is_finer_and_begins_with_what_is_known(tmp_path: Path) -> None:
     space = a_space(RANGES)
     output = tmp_path / "next.yaml"
