@@ -322,14 +322,16 @@ def by_parameter(space: Space, rows: Sequence[Ranked], measure: _Measure, shares
 
 
 def best_so_far(space: Space, state: SweepState) -> Figure | None:
-    """The best score of a single whole run, and each of them, over the epochs that all trials had trained by then."""
+    """The best score of a single whole run, and each of them, over the epochs that all trials had trained by then; None
+    with fewer than two.
+    """
     spent, scores, total = [], [], 0.0
     for trial in sorted((t for t in state.trials.values() if t.end), key=lambda t: t.end.time_s if t.end else 0.0):
         total += trial.spent_epochs
         if trial.status == "finished" and trial.kind == "point":
             spent.append(total)
             scores.append(space.score(trial.metrics))
-    if not spent:
+    if len(spent) < 2:
         return None
     best = scores[:1]
     for score in scores[1:]:

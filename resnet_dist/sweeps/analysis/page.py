@@ -137,7 +137,7 @@ def _points(
         "± seeds": _scores(space, [row.spread for row in rows]),
         "runs": [_Cell(str(row.num_runs), row.num_runs) for row in rows],
         **{key: _aligned([value.get(key, "") for value in values]) for key in (*space.free, *derived)},
-        "epochs": [_Cell(f"{epochs[row.number]:g}", epochs[row.number]) for row in rows],
+        "epochs": [_Cell(f"{epochs[row.number]:.4g}", epochs[row.number]) for row in rows],
         "status": [_Cell(words, words) for words in statuses(state, rows, recipes)],
     }
     if all(row.spread is None for row in rows):
@@ -203,14 +203,15 @@ def _best(builder: Builder, ranking: Ranking) -> list[tuple[str, str]]:
     best = ranking.best
     if best is None:
         return []
-    spread = f" ± {best.spread:.3g} (standard deviation)" if best.spread is not None else ""
+    runs = "one run" if best.num_runs == 1 else f"mean of {best.num_runs} runs"
+    interval = f" ± {ranking.margin:.2g} (95 % interval)" if ranking.margin else ""
+    spread = f"; one run varies by {best.spread:.2g} (standard deviation)" if best.spread is not None else ""
     recipe = builder.full(best.point)
     values = {key: _value(value) for key, value in best.point.items()}
     for key, value in _coordinates(recipe, builder.num_base_samples or builder.num_proxy_samples).items():
         if key not in values and {*COORDINATES, *COORDINATES.values()} & set(values):
             values[key] = f"{value:.4g} in the recipe"
-    runs = "one run" if best.num_runs == 1 else f"mean of {best.num_runs} runs"
-    return [(f"{ranking.metric} of the proxy", f"{best.score:.4g}{spread}, {runs}"), *values.items()]
+    return [(f"{ranking.metric} of the proxy", f"{best.score:.4g}{interval}, {runs}{spread}"), *values.items()]
 
 
 # The trials.
@@ -228,7 +229,7 @@ def _trial(space: Space, trial: TrialState) -> _Row:
             _Cell(trial.name),
             _Cell(_kind_in_words(trial)),
             _Cell(trial.status if trial.end else f"not over ({trial.status})"),
-            _Cell(f"{trial.epoch:g}"),
+            _Cell(f"{trial.spent_epochs:.6g}"),
             _Cell(f"{trial.seconds / 60:.1f}"),
             _Cell(str(trial.num_faults)),
             _Cell(scores),
@@ -376,7 +377,7 @@ def parameter_in_words(parameter: Parameter) -> str:
 
 
 def _search_in_words(space: Space) -> str:
-    num = f"{space.trials} points" if space.trials else "all points"
+    num = "all points" if space.trials is None else "1 point" if space.trials == 1 else f"{space.trials} points"
     return (
         num
         + {

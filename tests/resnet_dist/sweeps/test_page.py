@@ -161,7 +161,7 @@ def test_names_are_shown_as_they_are_and_do_nothing(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("space", "outcomes", "figures"),
     [
-        pytest.param(a_space(RATE, trials=1), ["finished"], 2, id="one point"),
+        pytest.param(a_space(RATE, trials=1), ["finished"], 1, id="one point"),
         pytest.param(a_space(RATE), ["diverged"], 0, id="all diverged"),
         pytest.param(a_space(RATE_AND_DECAY), ["stopped", "failed"], 3, id="none at its end"),
         pytest.param(a_space(RATE, metric="val/loss"), ["finished", "stopped"], 3, id="one parameter, minimized"),
