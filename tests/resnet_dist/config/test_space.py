@@ -90,6 +90,7 @@ trails: 4
     ("overrides", "part"),
     [
         (["trials=null"], "trials: is missing"),
+        (["seeds=4", "race.max_seeds=3"], "race.max_seeds: 3 is less than seeds (4), which all get"),
         (["space={}"], "space is empty"),
         (["search={kind: grid}"], "space.optim.lr: a grid needs kind grid, choice or derived"),
         (["space={optim.lr: {kind: grid, values: [1, 2]}}"], "kind grid needs search: {kind: grid}"),
@@ -152,7 +153,7 @@ def test_contradictory_settings_are_refused(tmp_path: Path, overrides: list[str]
 def test_settings_that_may_change_during_a_sweep_are_not_in_its_hash(tmp_path: Path) -> None:
     file = space_file(tmp_path, GOOD)
     first = sweep_hash(load_space(file), {})
-    for free in ("trials=9", "seeds=3", "budget.epochs=7", "resources.cpus=2", "warm_start=[x]"):
+    for free in ("trials=9", "seeds=3", "race.max_seeds=9", "budget.epochs=7", "resources.cpus=2", "warm_start=[x]"):
         assert sweep_hash(load_space(file, [free]), {}) == first
     for fixed in ("metric=val/loss", "search.seed=1", "scheduler.kind=median", "proxy={}"):
         assert sweep_hash(load_space(file, [fixed]), {}) != first
