@@ -90,7 +90,7 @@ trails: 4
     ("overrides", "part"),
     [
         (["trials=null"], "trials: is missing"),
-        (["seeds=4", "race.max_seeds=3"], "race.max_seeds: 3 is less than seeds (4), which all get"),
+        (["seeds=4", "race.max_seeds=3"], "race.max_seeds: 3 is less than seeds (4), which all points get"),
         (["space={}"], "space is empty"),
         (["search={kind: grid}"], "space.optim.lr: a grid needs kind grid, choice or derived"),
         (["space={optim.lr: {kind: grid, values: [1, 2]}}"], "kind grid needs search: {kind: grid}"),
