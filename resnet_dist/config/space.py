@@ -253,6 +253,8 @@ class Annealed(Section):
     rungs: Annotated[_Rungs, Field(min_length=1)] = (0.11, 0.33)
     cooldown: _Cooldown = 0.2
     reduction_factor: Annotated[float, Field(gt=1)] = 3
+    smooth: bool = False
+    """Judges a point's score together with the scores of points near it, because one run's is noisy."""
 
     @model_validator(mode="after")
     def _ascending(self) -> Annealed:
@@ -269,6 +271,8 @@ class Halving(Section):
     """Epochs, ascending; the last are the recipe's `train.total_epochs`."""
     reduction_factor: Annotated[float, Field(gt=1)] = 3
     carry: Carry = "tau"
+    smooth: bool = False
+    """As in `annealed`."""
 
     @model_validator(mode="after")
     def _ascending(self) -> Halving:

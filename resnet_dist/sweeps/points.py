@@ -139,6 +139,27 @@ def _at(parameter: Parameter, share: float) -> Any:
             raise AssertionError(f"{parameter.kind} is not drawn")
 
 
+def position(space: Space, point: Mapping[str, Any]) -> tuple[float, ...]:
+    """Where the point is in the unit cube: the inverse of `_at`, so that points that are near have recipes alike.
+
+    A grid's values count by their order; a choice has one coordinate for each value, so that no two of them are near.
+    """
+    found: list[float] = []
+    for key, parameter in space.free.items():
+        value = point.get(key)  # none where its conditions do not hold
+        match parameter:
+            case Choice(values=values):
+                found += [float(value == other) for other in values]
+            case Grid():
+                values = parameter.all_values()
+                found.append(values.index(value) / max(len(values) - 1, 1) if value in values else 0.0)
+            case LogUniform(low=low, high=high):
+                found.append(math.log(value / low) / math.log(high / low) if value is not None else 0.0)
+            case Uniform(low=low, high=high) | QUniform(low=low, high=high):
+                found.append((value - low) / (high - low) if value is not None else 0.0)
+    return tuple(found)
+
+
 # Published recipes agree better on these two coordinates than on learning rate and weight decay. Where batch norm
 # follows a weight, only the product lr * wd decides the size of a relative step in the long run, so good values of lr
 # and wd are on a ridge; in (lr_per_256, tau_epochs) that ridge is parallel to an axis.

@@ -34,6 +34,8 @@ class SchedulerEvent:
     """The part of its own schedule that the trial has completed."""
     score: float = 0.0
     """Higher is better: a metric to be minimized is negated. -inf: it diverged or failed, where a rule must know."""
+    position: tuple[float, ...] = ()
+    """Of an added point in the space: see `points.position`."""
 
 
 @dataclass(frozen=True)
@@ -61,8 +63,8 @@ def decide(scheduler: SchedulerConfig, history: Sequence[SchedulerEvent]) -> Dec
             return hyperband(scheduler, history)
         case Annealed():
             return annealed(scheduler, history)
-        case Halving(rungs=rungs, reduction_factor=factor):
-            kept = [frozenset(rung.kept) for rung in halved(len(rungs) - 1, factor, history)]
+        case Halving(rungs=rungs, reduction_factor=factor, smooth=smooth):
+            kept = [frozenset(rung.kept) for rung in halved(len(rungs) - 1, factor, history, smooth=smooth)]
             return Decision(promoted=kept)
         case Record():
             return record(scheduler, history)
@@ -155,19 +157,23 @@ class Rung:
         return len(self.scores) == len(self.contenders)
 
 
-def halved(num_rungs: int, factor: float, history: Sequence[SchedulerEvent]) -> list[Rung]:
+def halved(num_rungs: int, factor: float, history: Sequence[SchedulerEvent], *, smooth: bool = False) -> list[Rung]:
     """Synchronous successive halving (Jamieson and Talwalkar 2016, arXiv 1502.07943) by the scores of "judged" events.
 
     A rung keeps the best ceil(n / factor) of its n contenders, of equal ones those that were added first, and none that
     diverged. Points that are added later are judged together with those before them; who was kept stays.
+
+    Args:
+        smooth: judge by `smoothed` scores.
     """
     rungs = [Rung() for _ in range(num_rungs)]
     at: dict[str, int] = {}
     """The rung that each trial's next score is for."""
     number: dict[str, int] = {}
+    positions: dict[str, tuple[float, ...]] = {}
     for event in history:
         if event.kind == "added":
-            number[event.trial], at[event.trial] = len(number), 0
+            number[event.trial], at[event.trial], positions[event.trial] = len(number), 0, event.position
             rungs[0].contenders.append(event.trial)
             continue
         index = at[event.trial]
@@ -178,6 +184,9 @@ def halved(num_rungs: int, factor: float, history: Sequence[SchedulerEvent]) -> 
         at[event.trial] += 1
         if rungs[index].is_decided:
             scores, contenders = rungs[index].scores, rungs[index].contenders
+            if smooth:
+                near = smoothed([positions[trial] for trial in contenders], [scores[trial] for trial in contenders])
+                scores = dict(zip(contenders, near, strict=True))
             best = sorted(contenders, key=lambda trial: (-scores[trial], number[trial]))
             kept = {trial for trial in best[: math.ceil(len(best) / factor)] if scores[trial] > -math.inf}
             if index + 1 < num_rungs:
@@ -186,9 +195,39 @@ def halved(num_rungs: int, factor: float, history: Sequence[SchedulerEvent]) -> 
     return rungs
 
 
+_LENGTH = 0.5
+"""Over which share of a parameter's range scores are alike."""
+_NOISE = 0.3
+"""Variance of one run's noise, as a share of the variance between points. A third or three times as much is as good."""
+
+
+def smoothed(positions: Sequence[Sequence[float]], scores: Sequence[float]) -> list[float]:
+    """What each score would be without its run's noise, by the scores of the points near it.
+
+    Recipes alike end alike, but one run's noise is as large as the differences between good points. The mean of a
+    Gaussian process with the Matern 5/2 covariance (Rasmussen and Williams 2006, equations 2.25 and 4.17).
+
+    Args:
+        positions: of each point, in the unit cube.
+        scores: -inf stays as it is, and is not seen by the others.
+    """
+    raw = np.array(scores)
+    alive = np.isfinite(raw)
+    if not alive.any():
+        return list(scores)
+    x, y = np.array(positions)[alive], raw[alive]
+    low, middle, high = np.percentile(y, [25, 50, 75])
+    y = np.maximum(y, middle - 2 * (high - low))  # one point that broke down must not bend the surface
+    distance = math.sqrt(5) / _LENGTH * np.linalg.norm(x[:, None] - x[None, :], axis=2)
+    covariance = (1 + distance + distance**2 / 3) * np.exp(-distance)
+    weights = np.linalg.solve(covariance + _NOISE * np.eye(len(y)), y - y.mean())
+    raw[alive] = np.round(y.mean() + covariance @ weights, 9)  # equal scores stay equal on any machine
+    return [float(score) for score in raw]
+
+
 def annealed(config: Annealed, history: Sequence[SchedulerEvent]) -> Decision:
     """Successive halving by the scores after a cooldown: a trial waits at each rung until all have theirs."""
-    rungs = halved(len(config.rungs), config.reduction_factor, history)
+    rungs = halved(len(config.rungs), config.reduction_factor, history, smooth=config.smooth)
     passed = Counter(trial for rung in rungs for trial in rung.kept)
     lost = [trial for rung in rungs if rung.is_decided for trial in rung.contenders if trial not in rung.kept]
     return _waiting(config.rungs, history, passed, lost)

@@ -31,7 +31,7 @@ from resnet_dist.sweeps.ledger import (
     spent_epochs,
     trial_name,
 )
-from resnet_dist.sweeps.points import Point, PointKey, random_point
+from resnet_dist.sweeps.points import Point, PointKey, position, random_point
 from resnet_dist.sweeps.racing import next_round, scores_by_seed
 from resnet_dist.sweeps.scheduler import Decision, SchedulerEvent, decide
 
@@ -341,7 +341,8 @@ class Sweep:
         if isinstance(event, TrialAdded):
             if trial.number not in self._lengths:
                 self._lengths[trial.number] = self._total_epochs(trial.point)
-                self._history.append(SchedulerEvent("added", trial_name(trial.number)))
+                at = position(self.space, trial.point)
+                self._history.append(SchedulerEvent("added", trial_name(trial.number), position=at))
         elif trial.is_first_run:
             self._history.append(self._scheduler_event(event))
         elif isinstance(event, TrialEnded) and self._is_judged_by(trial):

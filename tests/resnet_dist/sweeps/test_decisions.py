@@ -174,6 +174,7 @@ HALVING: dict[str, dict[str, Any]] = {
     "annealed": {"kind": "annealed", "rungs": [0.11, 0.33], "cooldown": 0.2, "reduction_factor": 3},
     "halving": {"kind": "halving", "rungs": [1, 3, 9], "reduction_factor": 3},
     "record": {"kind": "record", "cooldowns": [0.11, 0.33], "cooldown": 0.2, "shorts": [1, 3]},
+    "smooth": {"kind": "annealed", "rungs": [0.11, 0.33], "smooth": True},
 }
 
 

@@ -23,6 +23,7 @@ from resnet_dist.sweeps.points import (
     lr_of,
     lr_per_256_of,
     planned_points,
+    position,
     random_point,
     require_buildable,
     tau_epochs_of,
@@ -84,6 +85,22 @@ def test_a_grid_is_every_combination_and_inactive_ones_once() -> None:
     )
     kinds = [{"schedule.kind": "cosine"}, *({"schedule.kind": "step", "schedule.gamma": g} for g in (0.1, 0.2))]
     assert grid_points(space) == [{"optim.lr": lr, **kind} for lr, kind in itertools.product([0.01, 0.1, 1.0], kinds)]
+
+
+def test_a_points_position_is_what_it_was_drawn_from() -> None:
+    space = a_space(
+        {
+            "optim.lr": {"kind": "loguniform", "low": 0.01, "high": 100},
+            "a": {"kind": "uniform", "low": 1, "high": 3},
+            "b": {"kind": "quniform", "low": 2, "high": 6, "step": 2},
+            "c": {"kind": "choice", "values": ["step", "cosine"]},
+            "d": {"kind": "uniform", "low": 0, "high": 1, "when": {"c": "step"}},
+        }
+    )
+    point = {"optim.lr": 1.0, "a": 1.5, "b": 6, "c": "cosine"}
+    assert position(space, point) == pytest.approx((0.5, 0.25, 1, 0, 1, 0))
+    grid = a_space({"optim.lr": {"kind": "grid", "values": [0.01, 0.1, 1]}}, search={"kind": "grid"}, trials=None)
+    assert [position(grid, point) for point in grid_points(grid)] == [(0,), (0.5,), (1,)]
 
 
 def test_first_points_come_first_and_once() -> None:

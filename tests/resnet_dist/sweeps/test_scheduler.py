@@ -6,16 +6,17 @@ import math
 import random
 from typing import Any
 
+import numpy as np
 import pytest
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import AsyncHyperBandScheduler, HyperBandScheduler, MedianStoppingRule
 from ray.tune.schedulers.trial_scheduler import TrialScheduler
 
-from resnet_dist.config.space import Asha, HyperBand, Median, SchedulerConfig, Space
+from resnet_dist.config.space import Asha, Halving, HyperBand, Median, SchedulerConfig, Space
 from resnet_dist.errors import UserError
 from resnet_dist.sweeps.ledger import Verdict
 from resnet_dist.sweeps.prepare import require_judged_at_rungs
-from resnet_dist.sweeps.scheduler import SchedulerEvent, decide
+from resnet_dist.sweeps.scheduler import SchedulerEvent, decide, smoothed
 
 EPOCHS = 18
 VERDICTS: dict[str, Verdict] = {
@@ -165,6 +166,34 @@ def test_hyperband_with_a_fractional_factor_lets_the_best_come_to_their_end() ->
             history.append(SchedulerEvent("reported", f"t{number}", share, score=number))
             assert decide(rule, history).verdict == verdict
     assert decide(rule, history).abandoned == ["t3", "t4"]
+
+
+def test_smoothed_scores_see_that_a_point_was_lucky() -> None:
+    positions = [(x / 4, y / 4) for x in range(5) for y in range(5)]
+    truth = [-10 * math.dist(position, (0.25, 0.5)) for position in positions]
+    lucky = positions.index((1.0, 1.0))
+    scores = [*truth[:lucky], 1.0, *truth[lucky + 1 :]]
+    smooth = smoothed(positions, scores)
+    assert max(scores) == scores[lucky]
+    assert max(smooth) == smooth[positions.index((0.25, 0.5))]
+
+
+def test_smoothed_scores_depend_neither_on_the_order_nor_on_points_that_diverged() -> None:
+    rng = np.random.default_rng(0)
+    positions, scores = rng.random((9, 2)).tolist(), rng.normal(size=9).tolist()
+    smooth = smoothed(positions, scores)
+    assert smoothed(positions[::-1], scores[::-1])[::-1] == pytest.approx(smooth)
+    assert smoothed([*positions, [0.5, 0.5]], [*scores, -math.inf]) == [*smooth, -math.inf]
+    assert smoothed([[0.1]], [-math.inf]) == [-math.inf]
+    assert smoothed([[0.1]], [3.0]) == [3.0]
+
+
+@pytest.mark.parametrize(("smooth", "kept"), [(False, {"t3"}), (True, {"t1"})])
+def test_halving_judges_smoothed_scores_if_asked(smooth: bool, kept: set[str]) -> None:
+    at = {"t0": (0.0, 5.0), "t1": (0.1, 8.0), "t2": (0.2, 7.0), "t3": (1.0, 8.5), "t4": (0.9, 1.0), "t5": (0.8, 0.0)}
+    history = [SchedulerEvent("added", name, position=(place,)) for name, (place, _) in at.items()]
+    history += [SchedulerEvent("judged", name, score=score) for name, (_, score) in at.items()]
+    assert decide(Halving(kind="halving", rungs=(1, 9), reduction_factor=6, smooth=smooth), history).promoted == [kept]
 
 
 def a_space(**scheduler: Any) -> Space:
