@@ -139,7 +139,7 @@ def _svg(figure: Figure, name: str) -> str:
         figure.savefig(out, format="svg", metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
     text = out.getvalue()
     text = re.sub(r'<g id="[^"]*"', "<g", text[text.index("<svg") :])
-    text = re.sub(r'<svg [^>]*?(viewBox="[^"]*")[^>]*>', r'<svg \1>', text, count=1)
+    text = re.sub(r'<svg [^>]*?(viewBox="[^"]*")[^>]*>', r"<svg \1>", text, count=1)
     names = {light: name for name, (light, _) in COLOURS.items()}
     text = re.sub("|".join(names), lambda found: f"var(--{names[found[0]]})", text)
     return text.replace("xlink:href", "href")
