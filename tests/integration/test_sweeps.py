@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -122,10 +123,17 @@ def test_a_sweep_from_space_to_recipe(
     assert [type(event) for event in after[len(before) :]] == [DriverStarted]
 
 
+ANNEALED = SPACE.replace("[0.01, 0.1, 1e9]", "[0.003, 0.01, 0.03, 0.1]").replace(
+    "kind: asha, first_rung: 0.33, rungs: 1, reduction_factor: 2",
+    "kind: annealed, rungs: [0.33], cooldown: 0.5, reduction_factor: 4",
+)
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
 def test_killed_five_times_a_sweep_ends_as_if_it_had_not_been(cli: Any) -> None:
-    space = SPACE.replace("[0.01, 0.1, 1e9]", "[0.003, 0.01, 0.03, 0.1, 0.3]")
+    """Every point is judged by its cooldown, whenever the driver is killed, and keeps the weights of it."""
+    space = ANNEALED
     patience, ledger = random.Random(0), cli.folder / "runs/sweep/ledger.jsonl"
 
     def num_reports() -> int:
@@ -153,11 +161,21 @@ def test_killed_five_times_a_sweep_ends_as_if_it_had_not_been(cli: Any) -> None:
     _, err = last.communicate(timeout=600)
     assert last.returncode == 0, err
     state = state_of(cli)
-    assert len(state.trials) == 5
-    assert {trial.status for trial in state.trials.values()} <= {"finished", "stopped"}
+    ended = [(trial.kind, trial.status, trial.epoch) for trial in state.trials.values()]
+    assert Counter(ended) == {
+        ("point", "finished", 3.0): 1,
+        ("point", "stopped", 1.0): 3,
+        ("cooldown", "finished", 1 + 6 / 11): 4,  # of 11 steps an epoch
+    }
     require_nothing_twice(state)
+    (best,) = (trial.number for trial in state.trials.values() if trial.status == "finished" and trial.kind == "point")
+    scores = {trial.number: trial.metrics["val/loss"] for trial in state.trials.values() if trial.kind == "cooldown"}
+    assert best == min(scores, key=scores.__getitem__)
+    for number in scores:
+        kept = cli.folder / "runs" / "sweep" / (f"sweep-t{number:04d}" + ("" if number == best else "-c1"))
+        assert len(list(kept.glob("epoch=*"))) == 1
     runs = mlflow_runs(cli)
-    assert len(runs) == 6
+    assert len(runs) == 9
     assert not [run for run in runs.values() if run.info.status == "RUNNING"]
 
 
