@@ -23,8 +23,8 @@ from resnet_dist.sweeps.analysis.report import write_report
 from resnet_dist.sweeps.ledger import open_ledger
 from resnet_dist.sweeps.prepare import PreparedSweep, require_trial_fits, trial_bundles, trials_at_once
 from resnet_dist.sweeps.ray_tune import run_trials
-from resnet_dist.sweeps.record import SweepRecord, open_record
-from resnet_dist.sweeps.runner import TrialRunner
+from resnet_dist.sweeps.record import SweepRecord, complete_record, log_report, open_record
+from resnet_dist.sweeps.runner import TrialRunner, thin_ended
 from resnet_dist.sweeps.searcher import OptunaSearcher
 from resnet_dist.sweeps.sweep import Sweep
 from resnet_dist.sweeps.trial import TrialSetup
@@ -61,7 +61,7 @@ def run_sweep(prepared: PreparedSweep, log: Log) -> SweepEnd:
         )
         sweep.begin(prepared.is_saved)
         if sweep.is_over():
-            return _finish(prepared, "all trials ended")
+            return _complete(prepared, sweep, log)
         # At most: if every point reaches its end, and so gets all its seeds. Or a round of a race, which has fewer.
         num_open = sum(trial.end is None for trial in sweep.state.trials.values())
         most = max(sweep.num_points * space.seeds - (len(sweep.state.trials) - num_open), num_open)
@@ -82,7 +82,7 @@ def run_sweep(prepared: PreparedSweep, log: Log) -> SweepEnd:
                 run_trials(runner, _trial_setup(prepared, record), space, prepared.sweep_dir)
                 why = runner.why_no_more() or "all trials ended"
                 end = _finish(prepared, why, stop.exit_code if stop.number is not None else 0)
-                record.log_report(end.report_dir)
+                log_report(record.handle, end.report_dir, log)
                 record.ending.end = RunEnd("FINISHED" if sweep.is_over() else "KILLED", why)
                 return end
 
@@ -101,6 +101,14 @@ def _trial_setup(prepared: PreparedSweep, record: SweepRecord) -> TrialSetup:
             **server_credentials(os.environ),
         },
     )
+
+
+def _complete(prepared: PreparedSweep, sweep: Sweep, log: Log) -> SweepEnd:
+    """Draws the report again, and does what a driver that was killed after its last trial's end has left undone."""
+    thin_ended(prepared, sweep.state.trials.values(), set())
+    end = _finish(prepared, "all trials ended")
+    complete_record(prepared, sweep, end.report_dir, end.why, log)
+    return end
 
 
 def _finish(prepared: PreparedSweep, why: str, exit_code: int = 0) -> SweepEnd:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Iterable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,6 +30,7 @@ from resnet_dist.tracking.mlflow_run import (
     log_details,
     log_folder,
     open_run,
+    recorded_end,
     recorded_run,
     run_file,
 )
@@ -37,6 +38,7 @@ from resnet_dist.tracking.sync import sync
 from resnet_dist.tracking.tracker import SpoolTracker
 
 _log = logging.getLogger(__name__)
+_SYNC_LIMIT_S = 120.0
 _NOT_LOGGED = (*MAY_CHANGE, "first_points", "warm_start")
 """Keys of a space that may change when the sweep resumes, as MLflow's parameters never do."""
 
@@ -55,11 +57,12 @@ class SweepRecord:
         best = {} if ranking.best is None else {f"best/{ranking.metric}": ranking.best.score}
         self.tracker.metrics({**best, **{f"sweep/{key}": value for key, value in numbers.items()}}, num_ended)
 
-    def log_report(self, folder: Path) -> None:
-        try:
-            log_folder(self.handle, folder, "report")
-        except (Fault, UserError, OSError) as error:
-            self.log(f"warning: the report is not in MLflow: {redacted(str(error))}")
+
+def log_report(handle: RunHandle, folder: Path, log: Log) -> None:
+    try:
+        log_folder(handle, folder, "report")
+    except (Fault, UserError, OSError) as error:
+        log(f"warning: the report is not in MLflow: {redacted(str(error))}")
 
 
 @contextmanager
@@ -153,6 +156,17 @@ def end_sweep(sweep: RunHandle, trials: Iterable[RunStorage], status: EndStatus,
         if not _has_ended(storage):
             end_trial(storage, sweep.tracking_uri, "KILLED", "orphaned")
     end_run(sweep, status, reason)
+
+
+def complete_record(prepared: PreparedSweep, sweep: Sweep, report: Path, why: str, log: Log) -> None:
+    """Ends the MLflow run of a sweep that is over, with its report, if the driver was killed before it did."""
+    handle, end = recorded_run(prepared.sweep_dir, prepared.profile.tracking_uri), recorded_end(prepared.sweep_dir)
+    if handle is None or (end is not None and end.status == "FINISHED"):
+        return
+    log_report(handle, report, log)
+    with suppress(Fault, UserError):  # what was not sent waits in the sweep's folder for `tracking sync`
+        sync(handle.storage, handle.tracking_uri, limit_s=_SYNC_LIMIT_S)
+    end_sweep(handle, [prepared.trial_storage(trial) for trial in sweep.state.trials], "FINISHED", why)
 
 
 def _has_ended(storage: RunStorage) -> bool:

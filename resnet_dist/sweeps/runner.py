@@ -6,6 +6,7 @@ One thread, Tune's, calls everything here; the main thread only waits.
 from __future__ import annotations
 
 import time
+from collections.abc import Collection
 from contextlib import suppress
 from typing import Any
 
@@ -173,8 +174,8 @@ class TrialRunner:
         )
         if outcome == "failed":
             end_trial(storage, self._prepared.profile.tracking_uri, "FAILED", f"failed: {reason}")
-        self._thin()
         state = self._sweep.state
+        thin_ended(self._prepared, state.trials.values(), self._thinned)
         ended = [known for known in state.trials.values() if known.end is not None]
         ranking = rank(self._prepared.space, state)
         best = ranking.best.score if ranking.best else None
@@ -186,29 +187,6 @@ class TrialRunner:
                 f"the first {len(ended)} trials failed, so the sweep ends: {reason}; the last is {storage.location}"
             )
 
-    def _thin(self) -> None:
-        """Removes checkpoints of trials that are over, also of those that lost while they waited."""
-        trials = self._sweep.state.trials.values()
-        farthest: dict[int, TrialState] = {}
-        for trial in trials:
-            if trial.status == "finished" and trial.seed_number == 0:
-                known = farthest.setdefault(trial.number, trial)
-                if (trial.kind == "point", trial.rung) > (known.kind == "point", known.rung):
-                    farthest[trial.number] = trial
-        for trial in trials:
-            if trial.end is None:
-                continue
-            keep = trial.status == "finished" and (trial.kind == "point" or farthest[trial.number] is trial)
-            if (trial.name, keep) in self._thinned:
-                continue
-            self._thinned.add((trial.name, keep))
-            storage = self._prepared.trial_storage(trial.name)
-            if trial.status == "stopped" and trial.verdict == "wait":  # lost, long after its own process had ended
-                uri = self._prepared.profile.tracking_uri
-                end_trial(storage, uri, "KILLED", stopped_at(trial), limit_s=_END_LIMIT_S)
-            with suppress(OSError):  # files that are left over take disk space, no more
-                thin(storage, keep=keep)
-
     def _line(self, trial: TrialState, num_ended: int, best: float | None) -> str:
         metric = self._prepared.space.metric
         score = f" {metric} {trial.metrics[metric]:.4g}" if metric in trial.metrics else ""
@@ -216,6 +194,33 @@ class TrialRunner:
         reason = trial.end.reason if trial.end else ""
         count = f"[{num_ended} of {num_ended + self.num_open()}]"
         return f"{count} {trial.name} {reason}{score} ({describe(trial.point)}){so_far}"
+
+
+def thin_ended(prepared: PreparedSweep, trials: Collection[TrialState], done: set[tuple[str, bool]]) -> None:
+    """Removes checkpoints of trials that are over, also of those that lost while they waited.
+
+    Args:
+        trials: all of the sweep.
+        done: trials by name, and whether they keep their weights; grows.
+    """
+    farthest: dict[int, TrialState] = {}
+    for trial in trials:
+        if trial.status == "finished" and trial.seed_number == 0:
+            known = farthest.setdefault(trial.number, trial)
+            if (trial.kind == "point", trial.rung) > (known.kind == "point", known.rung):
+                farthest[trial.number] = trial
+    for trial in trials:
+        if trial.end is None:
+            continue
+        keep = trial.status == "finished" and (trial.kind == "point" or farthest[trial.number] is trial)
+        if (trial.name, keep) in done:
+            continue
+        done.add((trial.name, keep))
+        storage = prepared.trial_storage(trial.name)
+        if trial.status == "stopped" and trial.verdict == "wait":  # lost, long after its own process had ended
+            end_trial(storage, prepared.profile.tracking_uri, "KILLED", stopped_at(trial), limit_s=_END_LIMIT_S)
+        with suppress(OSError):  # files that are left over take disk space, no more
+            thin(storage, keep=keep)
 
 
 def thin(storage: RunStorage, *, keep: bool) -> None:

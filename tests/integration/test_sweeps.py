@@ -111,13 +111,21 @@ def test_a_sweep_from_space_to_recipe(
     artifacts = MlflowClient(f"sqlite:///{cli.folder}/mlflow.db").list_artifacts(parent.info.run_id)
     assert {file.path for file in artifacts} >= {"config", "report"}
 
-    # The same command again: nothing is started, not even Ray; the report is drawn again.
+    # The same command again: nothing is started, not even Ray; the report is drawn again. What a driver that was
+    # killed after the last trial had ended has left undone is done.
     (sweep_dir / "report" / "index.html").unlink()
+    client, record = MlflowClient(f"sqlite:///{cli.folder}/mlflow.db"), sweep_dir / "mlflow_run.json"
+    record.write_text(json.dumps({k: v for k, v in json.loads(record.read_text()).items() if k != "end"}))
+    client.update_run(parent.info.run_id, "RUNNING")
+    left_over = sweep_dir / "sweep-t0002" / "best" / "epoch=001-step=00000011"
+    left_over.mkdir(parents=True)
     before = read_ledger(sweep_dir)
     assert not tune_here(command, monkeypatch)
     assert not ray.is_initialized()
     assert json.loads(capsys.readouterr().out.splitlines()[-1]) == printed
     assert (sweep_dir / "report" / "index.html").exists()
+    assert client.get_run(parent.info.run_id).info.status == "FINISHED"
+    assert not left_over.exists()
     after = read_ledger(sweep_dir)
     assert after[: len(before)] == before
     assert [type(event) for event in after[len(before) :]] == [DriverStarted]
