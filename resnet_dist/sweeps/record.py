@@ -153,7 +153,7 @@ def end_sweep(sweep: RunHandle, trials: Iterable[RunStorage], status: EndStatus,
         trials: where every trial's run is.
     """
     for storage in trials:
-        if not _has_ended(storage):
+        if end_reason(storage) is None:
             end_trial(storage, sweep.tracking_uri, "KILLED", "orphaned")
     end_run(sweep, status, reason)
 
@@ -169,10 +169,10 @@ def complete_record(prepared: PreparedSweep, sweep: Sweep, report: Path, why: st
     end_sweep(handle, [prepared.trial_storage(trial) for trial in sweep.state.trials], "FINISHED", why)
 
 
-def _has_ended(storage: RunStorage) -> bool:
-    """From what is in storage; False if that cannot be read."""
+def end_reason(storage: RunStorage) -> str | None:
+    """Why a trial's run ended, from what is in storage; None if it has not ended, or if that cannot be read."""
     try:
         content = storage.read(run_file(Path()).name)
-        return content is not None and "end" in json.loads(content)
-    except (OSError, ValueError):
-        return False
+        return None if content is None else str(json.loads(content)["end"]["reason"])
+    except (OSError, ValueError, LookupError, TypeError):
+        return None

@@ -18,7 +18,7 @@ from resnet_dist.sweeps.analysis.ranking import rank
 from resnet_dist.sweeps.ledger import TrialOutcome, TrialState, Verdict, summary
 from resnet_dist.sweeps.points import describe
 from resnet_dist.sweeps.prepare import PreparedSweep, trials_at_once
-from resnet_dist.sweeps.record import SweepRecord, end_trial
+from resnet_dist.sweeps.record import SweepRecord, end_reason, end_trial
 from resnet_dist.sweeps.sweep import Sweep, stopped_at
 from resnet_dist.sweeps.trial import TrialEvaluation, TrialResult
 from resnet_dist.training.checkpoint_manager import BEST, START, prune
@@ -217,7 +217,8 @@ def thin_ended(prepared: PreparedSweep, trials: Collection[TrialState], done: se
             continue
         done.add((trial.name, keep))
         storage = prepared.trial_storage(trial.name)
-        if trial.status == "stopped" and trial.verdict == "wait":  # lost, long after its own process had ended
+        lost_while_it_waited = trial.status == "stopped" and trial.verdict == "wait"
+        if lost_while_it_waited and end_reason(storage) != stopped_at(trial):
             end_trial(storage, prepared.profile.tracking_uri, "KILLED", stopped_at(trial), limit_s=_END_LIMIT_S)
         with suppress(OSError):  # files that are left over take disk space, no more
             thin(storage, keep=keep)
