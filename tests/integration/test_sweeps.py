@@ -131,9 +131,9 @@ def test_a_sweep_from_space_to_recipe(
     assert [type(event) for event in after[len(before) :]] == [DriverStarted]
 
 
-ANNEALED = SPACE.replace("[0.01, 0.1, 1e9]", "[0.003, 0.01, 0.03, 0.1]").replace(
+ANNEALED = SPACE.replace("[0.01, 0.1, 1e9]", "[0.003, 0.01, 0.03, 0.1, 0.2, 0.3]").replace(
     "kind: asha, first_rung: 0.33, rungs: 1, reduction_factor: 2",
-    "kind: annealed, rungs: [0.33], cooldown: 0.5, reduction_factor: 4",
+    "kind: annealed, rungs: [0.33], cooldown: 0.5, reduction_factor: 6",
 )
 
 
@@ -172,8 +172,8 @@ def test_killed_five_times_a_sweep_ends_as_if_it_had_not_been(cli: Any) -> None:
     ended = [(trial.kind, trial.status, trial.epoch) for trial in state.trials.values()]
     assert Counter(ended) == {
         ("point", "finished", 3.0): 1,
-        ("point", "stopped", 1.0): 3,
-        ("cooldown", "finished", 1 + 6 / 11): 4,  # of 11 steps an epoch
+        ("point", "stopped", 1.0): 5,
+        ("cooldown", "finished", 17 / 11): 6,  # 6 steps after the first epoch's 11
     }
     require_nothing_twice(state)
     (best,) = (trial.number for trial in state.trials.values() if trial.status == "finished" and trial.kind == "point")
@@ -183,7 +183,7 @@ def test_killed_five_times_a_sweep_ends_as_if_it_had_not_been(cli: Any) -> None:
         kept = cli.folder / "runs" / "sweep" / (f"sweep-t{number:04d}" + ("" if number == best else "-c1"))
         assert len(list(kept.glob("epoch=*"))) == 1
     runs = mlflow_runs(cli)
-    assert len(runs) == 9
+    assert len(runs) == 13
     assert not [run for run in runs.values() if run.info.status == "RUNNING"]
 
 
