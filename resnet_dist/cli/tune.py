@@ -52,10 +52,14 @@ def run(
 
     Example: resnet-dist tune tune_spaces/digits_smoke.yaml --on cluster/profiles/laptop.yaml
     """
-    from resnet_dist.sweeps.prepare import prepare_sweep
+    from resnet_dist.launch.progress_bar import ProgressBar
 
     profile = load_profile_file(on, profile_set)
-    prepared = prepare_sweep(space, set_, profile, name or space.stem)
+    bar = ProgressBar("epochs", line_every_s=30)
+    with bar.live("checking the space, its recipe and the data"):
+        from resnet_dist.sweeps.prepare import prepare_sweep
+
+        prepared = prepare_sweep(space, set_, profile, name or space.stem)
     if dry_run:
         from resnet_dist.sweeps.dry_run import describe_sweep
 
@@ -63,7 +67,7 @@ def run(
         return
     from resnet_dist.sweeps.driver import run_sweep
 
-    end = run_sweep(prepared, lambda line: typer.echo(line, err=True))
+    end = run_sweep(prepared, bar)
     if as_json:
         typer.echo(json.dumps({key: str(value) for key, value in vars(end).items()}, sort_keys=True))
     else:

@@ -57,6 +57,7 @@ class ProgressBar:
                 yield
             finally:
                 self._is_live = False
+                self._progress.live.transient = self._progress.tasks[0].total is None  # nothing was counted
 
     def log(self, line: str) -> None:
         self._console.print(redacted(line), markup=False)

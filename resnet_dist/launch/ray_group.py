@@ -188,6 +188,8 @@ class RayTrainers:
         if status.given_up is not None:
             raise Fault(status.given_up)
         self._run.observe(status)
+        if status.resumed_step is not None:
+            self._observer.progressed(status.step)
         if status.reservation not in (self._reservation, NO_RESERVATION):
             self._reservation = status.reservation
             self._run.lease.note_request(status.reservation.request)

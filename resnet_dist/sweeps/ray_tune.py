@@ -31,7 +31,7 @@ from resnet_dist.config.space import Space
 from resnet_dist.errors import Fault
 from resnet_dist.launch.ray_internals import every_lost_actor_is_a_dead_one, trial_actor
 from resnet_dist.sweeps.runner import TrialRunner
-from resnet_dist.sweeps.trial import MESSAGE, TrialActor, TrialResult, TrialSetup
+from resnet_dist.sweeps.trial import EPOCH, MESSAGE, TrialActor, TrialResult, TrialSetup
 
 _FOLDER = ".ray_tune"
 _ENVIRONMENT = {
@@ -78,6 +78,8 @@ class LedgerScheduler(FIFOScheduler):
             self._runner.ended(trial.config["trial"], message)
         elif (actor := trial_actor(trial)) is not None:
             verdict = self._runner.answer(trial.config["trial"], message)
+            if EPOCH in result:
+                self._runner.progress.epochs[trial.config["trial"]] = result[EPOCH]
             if message is not None or verdict != "go on":
                 actor.receive.remote(verdict)  # arrives before the next `step`
         return TrialScheduler.CONTINUE

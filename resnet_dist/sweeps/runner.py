@@ -18,6 +18,7 @@ from resnet_dist.sweeps.analysis.ranking import rank
 from resnet_dist.sweeps.ledger import TrialOutcome, TrialState, Verdict, summary
 from resnet_dist.sweeps.points import describe
 from resnet_dist.sweeps.prepare import PreparedSweep, trials_at_once
+from resnet_dist.sweeps.progress import SweepProgress
 from resnet_dist.sweeps.record import SweepRecord, end_reason, end_trial
 from resnet_dist.sweeps.sweep import Sweep, stopped_at
 from resnet_dist.sweeps.trial import TrialEvaluation, TrialResult
@@ -33,7 +34,10 @@ _HOPELESS = 3
 class TrialRunner:
     """What Ray Tune asks: which trial to start, what to answer it, and what follows from its end."""
 
-    def __init__(self, prepared: PreparedSweep, sweep: Sweep, record: SweepRecord, stop: StopFlag) -> None:
+    def __init__(
+        self, prepared: PreparedSweep, sweep: Sweep, record: SweepRecord, stop: StopFlag, progress: SweepProgress
+    ) -> None:
+        self.progress = progress
         self.fatal: Fault | None = None
         """Why the sweep cannot be continued."""
         self._prepared, self._sweep, self._record, self._stop = prepared, sweep, record, stop
@@ -123,6 +127,7 @@ class TrialRunner:
             num_up: trials whose process is up.
         """
         now_s, running, failure = time.monotonic(), self.running(), self._prepared.profile.failure
+        self.progress.show(self._at_once, num_up)
         # A process that is asked for needs its resources and then its start-up, which Ray does not tell apart.
         limit_s = failure.wait_for_resources_s + (failure.progress_timeout_s if running else 0.0)
         if num_up or (not running and self._at_once):

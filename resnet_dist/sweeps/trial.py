@@ -26,6 +26,8 @@ from resnet_dist.training.context import Observer
 
 MESSAGE = "message"
 """The key of Tune's results that holds a `TrialEvaluation` or a `TrialResult`."""
+EPOCH = "epoch"
+"""The key that holds how far the trial is, where there is no message."""
 _STEP_S = 1.0
 _VERDICT_LIMIT_S = 300.0
 
@@ -69,7 +71,12 @@ class TrialObserver(Observer):
         self.verdict: Verdict = "go on"
         self.messages: queue.SimpleQueue[TrialEvaluation | TrialResult] = queue.SimpleQueue()
         self.steps_per_epoch = 1
+        self.epoch = 0.0
+        """How far the run is, the parent's epochs before a fork included."""
         self._is_answered = threading.Event()
+
+    def progressed(self, step: int) -> None:
+        self.epoch = step / self.steps_per_epoch
 
     def evaluated(self, step: int, metrics: Mapping[str, float]) -> None:
         """Has the driver judge the trial. Raises Fault if it does not."""
@@ -93,9 +100,9 @@ class TrialObserver(Observer):
 class TrialActor(tune.Trainable):
     """One trial after the other, each in a thread of this process.
 
-    Tune calls `step` again and again. It returns an evaluation, the trial's result, or after a second nothing, so that
-    the driver can also stop a trial between evaluations. The only failure that Tune sees is the death of the process:
-    every error comes back as a `TrialResult`.
+    Tune calls `step` again and again. It returns an evaluation, the trial's result, or after a second how far the trial
+    is, so that the driver can also stop a trial between evaluations. The only failure that Tune sees is the death of
+    the process: every error comes back as a `TrialResult`.
     """
 
     def setup(self, config: dict[str, Any], setup: TrialSetup) -> None:
@@ -117,7 +124,7 @@ class TrialActor(tune.Trainable):
         try:
             message = self._observer.messages.get(timeout=_STEP_S)
         except queue.Empty:
-            return {}
+            return {EPOCH: self._observer.epoch} if self._observer.epoch else {}
         self._is_over = isinstance(message, TrialResult)
         return {MESSAGE: message}
 

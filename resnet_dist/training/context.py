@@ -52,6 +52,9 @@ class WorkerResult:
 class Observer:
     """Watches a run while it trains, and may ask it to stop. This one does neither."""
 
+    def progressed(self, step: int) -> None:
+        """Called every now and then while steps are done."""
+
     def evaluated(self, step: int, metrics: Mapping[str, float]) -> None:
         """Called after every evaluation. In a `LocalContext` training continues only when this returns."""
 
@@ -132,6 +135,9 @@ class LocalContext(RunContext):
 
     def stop_requested(self) -> bool:
         return self.observer.stop_requested()
+
+    def progress(self, step: int, metrics: Mapping[str, float]) -> None:
+        self.observer.progressed(step)
 
     def evaluated(self, step: int, metrics: Mapping[str, float]) -> None:
         self.observer.evaluated(step, metrics)

@@ -134,7 +134,7 @@ def test_a_sweep_that_is_to_stop_has_its_trials_wait() -> None:
     verdicts = iter(["go on", "stop", "go on"])
     sweep = SimpleNamespace(report=lambda *_: next(verdicts), budget_spent=lambda: None)
     stop = StopFlag()
-    runner = TrialRunner(cast(Any, None), cast(Any, sweep), cast(Any, None), stop)
+    runner = TrialRunner(cast(Any, None), cast(Any, sweep), cast(Any, None), stop, cast(Any, None))
     assert [runner.answer("t0000", message) for message in (None, EVALUATION)] == ["go on", "go on"]
     stop.number = 2
     assert [runner.answer("t0000", message) for message in (None, EVALUATION, EVALUATION)] == ["wait", "stop", "wait"]
@@ -151,7 +151,7 @@ def test_a_trial_that_dies_after_its_verdict_to_stop_is_not_started_again(monkey
     )
     sweep = Sweep(space, Ledger(), planned=planned_points(space, 2), total_epochs=lambda point: 2.0, now_s=lambda: 0.0)
     sweep.begin()
-    runner, ends = TrialRunner(cast(Any, None), sweep, cast(Any, None), StopFlag()), []
+    runner, ends = TrialRunner(cast(Any, None), sweep, cast(Any, None), StopFlag(), cast(Any, None)), []
     monkeypatch.setattr(runner, "_end", lambda trial, outcome, result, reason: ends.append((trial, outcome, reason)))
     for top1 in (50.0, 40.0):
         trial = sweep.next_trial()
