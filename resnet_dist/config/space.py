@@ -382,8 +382,8 @@ class Space(Section):
     first_points: list[dict[str, Value]] = Field(default_factory=list)
     """Points to try before all others, known good values for example."""
     warm_start: list[str] = Field(default_factory=list)
-    """Folders of earlier sweeps. tpe and cma learn from those with the same proxy; in all other cases their best points
-    are tried first."""
+    """Folders of earlier sweeps. Points whose trial would be the same run are not trained again, and tpe and cma learn
+    from their scores; of sweeps over another proxy the best points are tried first."""
     budget: Budget = Budget()
     resources: Resources = Resources()
 

@@ -104,7 +104,8 @@ def _warm_start(prepared: PreparedSweep) -> dict[str, str]:
     if not prepared.space.warm_start:
         return {}
     began = prepared.began
-    return {"warm start": f"{len(began.known)} points with scores for the model, {len(began.first_points)} tried first"}
+    known, first = len(began.tried), len(began.first_points)
+    return {"warm start": f"{known} points are known and not trained again, {first} are tried first"}
 
 
 def _cost(space: Space, expected: float, most: float, samples: int) -> str:

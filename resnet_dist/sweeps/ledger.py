@@ -49,10 +49,12 @@ class Began:
     first_points: Sequence[Mapping[str, Any]]
     """Tried before all others: the space's, and what a warm start brought."""
     known: Sequence[tuple[Mapping[str, Any], float]]
-    """Points and scores of earlier sweeps over the same proxy; the search starts with them."""
+    """Points and scores of earlier sweeps over the same proxy; a model starts with them."""
     time_s: float
     class_names: Sequence[str] = ()
     """The data's, by label; empty in ledgers of versions that did not keep them."""
+    tried: Sequence[Mapping[str, Any]] = ()
+    """Points of earlier sweeps whose trials would be the same runs: they are not trained again."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,25 +38,32 @@ _DRAWS = (1, 4, 16)
 """How many times the wanted number of points are drawn before a space counts as exhausted."""
 
 
-def planned_points(space: Space, num: int, key: PointKey = repr) -> list[Point] | None:
+def planned_points(
+    space: Space, num: int, key: PointKey = repr, tried: Collection[Hashable] = ()
+) -> list[Point] | None:
     """The first `num` different points, given ones first; None if a model proposes them as results come in.
 
     Points with the same `key` are the same run, so one of them is enough. Fewer than `num` if the space has no more.
+
+    Args:
+        tried: keys of points that earlier sweeps have trained; they are left out.
     """
     first = [dict(point) for point in space.first_points]
     found: dict[Hashable, Point] = {}
+    wanted = num + len(tried)
     for factor in _DRAWS:
         match space.search.kind:
             case "grid":
                 points = grid_points(space)
             case "random":
-                points = [random_point(space, space.search.seed, index) for index in range(num * factor)]
+                points = [random_point(space, space.search.seed, index) for index in range(wanted * factor)]
             case "sobol":
-                points = sobol_points(space, space.search.seed, num * factor)
+                points = sobol_points(space, space.search.seed, wanted * factor)
             case _:
                 return None
         for point in [*first, *points]:
-            found.setdefault(key(point), point)
+            if (name := key(point)) not in tried:
+                found.setdefault(name, point)
         if len(found) >= num or space.search.kind == "grid":
             break
     return list(found.values())[:num]
@@ -229,9 +236,9 @@ class Builder:
         return self._build(point, {}, self.num_base_samples or self.num_proxy_samples, 0)
 
     def key(self, point: Point) -> str:
-        """Equal for points whose trials are the same run, however they are written."""
+        """Equal for points whose trials are the same run, however they are written; numbers count to six digits."""
         try:
-            return recipe_hash(self.proxy(point))
+            return recipe_hash(self.proxy(rounded(point)))
         except ValueError:
             return repr(point)  # `require_buildable` reports the mistake
 
@@ -269,6 +276,11 @@ def require_buildable(builder: Builder, points: Sequence[Point], where: str) -> 
     if mistakes:
         listed = "; ".join(f"({number}) {mistake}" for number, mistake in enumerate(mistakes, 1))
         raise UserError(f"{where}: {len(mistakes)} mistakes: {listed}")
+
+
+def rounded(point: Mapping[str, Any]) -> Point:
+    """Its numbers to six digits."""
+    return {key: float(f"{value:.6g}") if isinstance(value, float) else value for key, value in point.items()}
 
 
 def describe(point: Mapping[str, Any]) -> str:

@@ -148,7 +148,10 @@ def prepare_sweep(file: Path, overrides: Sequence[str], profile: Profile, name: 
     builder = Builder(space, base, data.train.num_samples, _num_base_samples(base, profile))
     began = _began(space, base, name, sweep_dir, builder, data.identity, file)
     space = space.model_copy(update={"first_points": [dict(point) for point in began.first_points]})
-    planned = planned_points(space, space.trials or _MOST_POINTS, builder.key)
+    tried = {builder.key(dict(point)) for point in began.tried}
+    planned = planned_points(space, space.trials or _MOST_POINTS, builder.key, tried)
+    if planned == []:
+        raise UserError(f"{file}: the sweeps of warm_start have tried every point of this space; change its values")
     checked = planned
     if checked is None:
         checked = [*space.first_points, *(random_point(space, 0, i) for i in range(_SAMPLES))]
@@ -229,7 +232,7 @@ def _began(
         _require_same(found, space, base, data, sweep_dir)
         return found
     folders = [(file.parent / Path(folder).expanduser()).resolve() for folder in space.warm_start]
-    first, known = warm_start(space, base, data.data_digest, folders)
+    earlier = warm_start(builder, data.data_digest, folders)
     return Began(
         name=name,
         sweep_hash=sweep_hash(space, base),
@@ -239,8 +242,9 @@ def _began(
         num_base_samples=builder.num_base_samples,
         data_digest=data.data_digest,
         class_names=data.class_names,
-        first_points=[*space.first_points, *(point for point in first if point not in space.first_points)],
-        known=known,
+        first_points=[*space.first_points, *(point for point in earlier.first if point not in space.first_points)],
+        known=earlier.known,
+        tried=earlier.tried,
         time_s=time.time(),
     )
 

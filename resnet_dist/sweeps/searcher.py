@@ -11,7 +11,7 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 
 from resnet_dist.config.space import Choice, CmaSearch, LogUniform, Parameter, QUniform, Space, TpeSearch, Uniform
 from resnet_dist.sweeps.ledger import Began, Event, TrialAdded, TrialEnded, TrialReported, final_score
-from resnet_dist.sweeps.points import Point, is_active
+from resnet_dist.sweeps.points import Point, is_active, rounded
 from resnet_dist.sweeps.sweep import PROPOSALS
 
 
@@ -55,9 +55,9 @@ class OptunaSearcher:
         if self._proposed is None and point not in self._space.first_points:
             # A killed driver proposed it. It is drawn again, because CMA-ES keeps its state with the points it draws.
             for num_refused in range(PROPOSALS):
-                if self._propose(num_refused) == point:
+                if rounded(self._propose(num_refused)) == rounded(point):  # earlier versions had more digits
                     break
-        if self._proposed is not None and self._proposed[0] == point:
+        if self._proposed is not None and rounded(self._proposed[0]) == rounded(point):
             trial = self._proposed[1]
             self._proposed = None
             return trial
@@ -97,21 +97,25 @@ class OptunaSearcher:
 
 
 def suggest(space: Space, trial: Any) -> Point:
-    """Draws each parameter that is active (Optuna's define-by-run)."""
+    """Draws each parameter that is active (Optuna's define-by-run); numbers to six digits, as all points have."""
     point: Point = {}
     for key, parameter in space.free.items():
         if not is_active(parameter, point):
             continue
         match parameter:
             case LogUniform(low=low, high=high):
-                point[key] = trial.suggest_float(key, low, high, log=True)
+                point[key] = _within(trial.suggest_float(key, low, high, log=True), low, high)
             case Uniform(low=low, high=high):
-                point[key] = trial.suggest_float(key, low, high)
+                point[key] = _within(trial.suggest_float(key, low, high), low, high)
             case QUniform(num_values=num):
                 point[key] = parameter.value(trial.suggest_int(key, 0, num - 1))
             case Choice(values=values):
                 point[key] = values[trial.suggest_categorical(key, list(range(len(values))))]
     return point
+
+
+def _within(value: float, low: float, high: float) -> float:
+    return min(max(float(f"{value:.6g}"), low), high)
 
 
 def evaluated(space: Space, point: Point, score: float) -> optuna.trial.FrozenTrial:

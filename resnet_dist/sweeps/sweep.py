@@ -128,7 +128,9 @@ class Sweep:
         number = sum(trial.is_first_run for trial in trials)
         if self._searcher is not None and number < self.num_points:
             tried = {self._key(trial.point) for trial in trials if trial.is_first_run}
-            point = next((point for point in self._candidates(len(tried)) if self._key(point) not in tried), None)
+            earlier = {self._key(dict(point)) for point in self.state.began.tried} if self.state.began else set()
+            candidates = self._candidates(len(tried))
+            point = next((point for point in candidates if self._key(point) not in tried | earlier), None)
             if point is not None:
                 return self._add(number, point)
             self._is_exhausted = True

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean
+from typing import Any
 
 from resnet_dist.config.space import Space
 from resnet_dist.sweeps.ledger import SweepState, TrialKind, TrialState, trial_name
@@ -68,6 +69,8 @@ class Ranking:
     """Half the 95 % interval of the best point's score; None where its runs say nothing about it."""
     is_over: bool = True
     """Whether all known trials are."""
+    earlier: tuple[Mapping[str, Any], float] | None = None
+    """The best point that the sweep began with, from `warm_start`, if it is better than all of the sweep's own."""
 
     @property
     def best(self) -> Ranked | None:
@@ -87,6 +90,9 @@ class Ranking:
         if dropped:
             counts = [f"{_count(dropped[kind])} {how}" for kind, how in _DROPPED.items() if dropped[kind]]
             sentences.append(f"Dropped without a whole run: {_listed(counts)}")
+        if self.earlier is not None:
+            point, score = self.earlier
+            sentences.append(f"An earlier sweep has a better point: {describe(point)} with {self.metric} {score:.4g}")
         return ". ".join(sentences) + "."
 
     def _best_in_words(self, best: Ranked) -> str:
@@ -176,7 +182,11 @@ def rank(space: Space, state: SweepState) -> Ranking:
     )
     margin = None if best is None else mean_margin(scores[best], near)
     is_over = all(trial.end is not None for trial in state.trials.values())
-    return Ranking(space.metric, tuple(rows), noise, margin, is_over)
+    known = state.began.known if state.began else ()
+    earlier = max(known, key=lambda pair: sign * pair[1], default=None)
+    if best is not None and earlier is not None and sign * earlier[1] <= lead:
+        earlier = None
+    return Ranking(space.metric, tuple(rows), noise, margin, is_over, earlier)
 
 
 def _ranked(space: Space, trials: Sequence[TrialState], scores: Sequence[float]) -> Ranked:
