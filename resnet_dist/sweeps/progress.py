@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import time
+from collections.abc import Sequence
 
 from resnet_dist.launch.progress_bar import ProgressBar
 from resnet_dist.sweeps.analysis.ranking import rank
@@ -29,7 +31,7 @@ class SweepProgress:
         self._sweep, self._bar = sweep, bar
         self._costs = prepared.costs(sweep.state, sweep.num_points)
         self._has_begun = False
-        self._shown_s = self._event_s = -_SHOW_EVERY_S
+        self._shown_s = -math.inf
 
     def show(self, at_once: int, num_up: int) -> None:
         """Call it as often as you like.
@@ -42,22 +44,19 @@ class SweepProgress:
             return
         self._shown_s, self._has_begun = now_s, self._has_begun or num_up > 0
         state = self._sweep.state
-        if state.last_s != self._event_s:
-            self._event_s = state.last_s
-            costs = {number: cost for number, cost in self._costs.items() if number < self._sweep.num_points}
-            self._coming = epochs_to_come(self._sweep.space, state, costs)
-            self._speed = measured_speed(state)
-            self._ranking = rank(self._sweep.space, state)
+        costs = {number: cost for number, cost in self._costs.items() if number < self._sweep.num_points}
+        coming = epochs_to_come(self._sweep.space, state, costs)
         running = [trial for trial in state.trials.values() if trial.status == "running"]
         since = sum(max(self.epochs.get(trial.name, 0.0) - _counted(trial), 0.0) for trial in running)
         reported = spent_epochs(state)
-        total, done = reported + sum(map(sum, self._coming)), reported + since
-        self._bar.show(done, max(total, done), self._text(running), self._left_s(total, done, since, at_once))
+        total, done = reported + sum(map(sum, coming)), reported + since
+        left_s = self._left_s(coming, total, done, since, at_once)
+        self._bar.show(done, max(total, done), self._text(running), left_s)
 
     def _text(self, running: list[TrialState]) -> str:
         if not self._has_begun:
             return "waiting for the first trial's process"
-        best = self._ranking.best
+        best = rank(self._sweep.space, self._sweep.state).best
         parts = [] if best is None else [f"best {best.score:.4g}"]
         for trial in running[:_NAMED]:
             epoch = max(self.epochs.get(trial.name, 0.0), trial.epoch)
@@ -67,14 +66,16 @@ class SweepProgress:
         more = len(running) - _NAMED
         return ", ".join([*parts, f"{more} more"] if more > 0 else parts)
 
-    def _left_s(self, total: float, done: float, since: float, at_once: int) -> float | None:
+    def _left_s(
+        self, coming: Sequence[Sequence[float]], total: float, done: float, since: float, at_once: int
+    ) -> float | None:
         """Seconds to the end of the sweep or of its budget; None while no speed is known."""
         space, state, now_s = self._sweep.space, self._sweep.state, time.time()
         budget, trial_s = space.budget, state.trial_seconds_until(now_s)
-        speed = self._speed or (Speed(trial_s / done) if done else None)
+        speed = measured_speed(state) or (Speed(trial_s / done) if done else None)
         if speed is None:
             return None
-        left_s = seconds_left(space, self._coming, speed, at_once) - since * speed.epoch_s / max(at_once, 1)
+        left_s = seconds_left(space, coming, speed, at_once) - since * speed.epoch_s / max(at_once, 1)
         if budget.epochs is not None and total > budget.epochs:
             left_s *= max(budget.epochs - done, 0.0) / (total - done)
         if budget.wall_hours is not None:

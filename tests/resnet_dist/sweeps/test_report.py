@@ -87,9 +87,3 @@ def test_the_report_has_all_its_parts_and_the_best_recipe_is_a_recipe(tmp_path: 
     head = report.best_recipe.read_text()
     for part in ("# Found by the sweep played", "# Proxy", "model.name resnet8", "run-t0009", "resnet-dist train"):
         assert part in head
-
-
-def test_a_sweep_that_has_only_begun_has_a_report_too(tmp_path: Path) -> None:
-    events = played(a_space(GRID))
-    for count in (2, 3, 4, 5, 9):
-        assert write_report(write(tmp_path, events[:count])).best_recipe is None
