@@ -19,6 +19,7 @@ from resnet_dist.launch.cluster import (
     ray_settings,
     wait_for_nodes,
 )
+from resnet_dist.launch.mlflow_description import Log
 from resnet_dist.launch.progress_bar import ProgressBar
 from resnet_dist.sweeps.analysis.report import write_report
 from resnet_dist.sweeps.ledger import open_ledger
