@@ -306,7 +306,9 @@ def require_rungs_fit(space: Space, proxy: Recipe, epochs: float) -> None:
             f"{where}: two of its rungs are at epoch {max(judged, key=judged.count):g} of {epochs:g}; leave one out"
         )
     if isinstance(scheduler, Annealed | Record) and judged and proxy.fork and proxy.fork.schedule != "whole":
-        raise UserError(f"{where}: a cooldown forks a run with a schedule of its own, not with fork.schedule: rest")
+        raise UserError(
+            f"{where}: a cooldown forks a run with a schedule of its own, not with fork.schedule: {proxy.fork.schedule}"
+        )
     shorts: tuple[int, ...] = ()
     if isinstance(scheduler, Halving | Record):
         shorts = scheduler.rungs if isinstance(scheduler, Halving) else scheduler.shorts
