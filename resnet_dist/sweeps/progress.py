@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
+from statistics import median
 
 from resnet_dist.launch.progress_bar import ProgressBar
 from resnet_dist.sweeps.analysis.ranking import rank
@@ -28,6 +29,8 @@ class SweepProgress:
     def __init__(self, prepared: PreparedSweep, sweep: Sweep, bar: ProgressBar) -> None:
         self.epochs: dict[str, float] = {}
         """How far trials are by their own, newer than their last evaluation."""
+        self._first: dict[str, tuple[float, float]] = {}
+        """When each of them was first seen, and where: what came before was its start."""
         self._sweep, self._bar = sweep, bar
         self._costs = prepared.costs(sweep.state, sweep.num_points)
         self._has_begun = False
@@ -44,6 +47,8 @@ class SweepProgress:
             return
         self._shown_s, self._has_begun = now_s, self._has_begun or num_up > 0
         state = self._sweep.state
+        for name, epoch in self.epochs.items():
+            self._first.setdefault(name, (now_s, epoch))
         costs = {number: cost for number, cost in self._costs.items() if number < self._sweep.num_points}
         coming = epochs_to_come(self._sweep.space, state, costs)
         running = [trial for trial in state.trials.values() if trial.status == "running"]
@@ -72,9 +77,12 @@ class SweepProgress:
         """Seconds to the end of the sweep or of its budget; None while no speed is known."""
         space, state, now_s = self._sweep.space, self._sweep.state, time.time()
         budget, trial_s = space.budget, state.trial_seconds_until(now_s)
-        speed = measured_speed(state) or (Speed(trial_s / done) if done else None)
+        speed = measured_speed(state)
         if speed is None:
-            return None
+            seen = [(time.monotonic() - first_s, self.epochs[name] - at) for name, (first_s, at) in self._first.items()]
+            if not any(epochs > 0 for _, epochs in seen):
+                return None
+            speed = Speed(median(seconds / epochs for seconds, epochs in seen if epochs > 0))
         left_s = seconds_left(space, coming, speed, at_once) - since * speed.epoch_s / max(at_once, 1)
         if budget.epochs is not None and total > budget.epochs:
             left_s *= max(budget.epochs - done, 0.0) / (total - done)
