@@ -198,7 +198,7 @@ def halved(num_rungs: int, factor: float, history: Sequence[SchedulerEvent], *, 
 _LENGTH = 0.5
 """Over which share of a parameter's range scores are alike."""
 _NOISE = 0.3
-"""Variance of one run's noise, as a share of the variance between points. A third or three times as much is hardly worse."""
+"""Variance of one run's noise, as a share of the variance between points. A third or thrice as much is hardly worse."""
 
 
 def smoothed(positions: Sequence[Sequence[float]], scores: Sequence[float]) -> list[float]:
