@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 MAX_CHARACTERS = 300
 """Shown of one name: that of an archive's member may be a megabyte long."""
@@ -37,6 +37,22 @@ def few(names: Iterable[str], separator: str = ", ", most: int = NUM_LISTED) -> 
     listed = list(names)
     more = f" and {len(listed) - most:,} more" if len(listed) > most else ""
     return separator.join(map(shown, listed[:most])) + more
+
+
+def joined(items: Iterable[str]) -> str:
+    """All of them, of which there is one at least.
+
+    >>> joined(["trials", "seeds", "budget"]), joined(["trials"])
+    ('trials, seeds and budget', 'trials')
+    """
+    *head, last = items
+    return f"{', '.join(head)} and {last}" if head else last
+
+
+def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """One line for each row; `|` in cells is escaped."""
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
 
 
 def count_of(count: int, one: str, many: str | None = None) -> str:

@@ -734,6 +734,15 @@ class ForkConfig(Section):
         return self
 
 
+def cooldown_steps(cooldown: float, steps: float) -> int:
+    """Steps of a cooldown that is `cooldown` of the `steps` before it.
+
+    >>> cooldown_steps(0.2, 31), cooldown_steps(0.2, 1)
+    (6, 1)
+    """
+    return max(1, round(cooldown * steps))
+
+
 # ---- the recipe, and its identity ------------------------------------------------------------------------------------
 
 

@@ -6,9 +6,10 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import (
+    AfterValidator,
     BeforeValidator,
     Field,
     NonNegativeFloat,
@@ -233,8 +234,19 @@ class HyperBand(Section):
     reduction_factor: Annotated[float, Field(gt=1)] = 3
 
 
-_Rungs = tuple[Annotated[float, Field(gt=0, lt=1)], ...]
-"""Shares of a trial's own schedule, ascending."""
+Numbers = TypeVar("Numbers", bound=tuple[float, ...])
+
+
+def _ascending(values: Numbers) -> Numbers:
+    if list(values) != sorted(set(values)):
+        raise ValueError(f"must ascend, got {list(values)}")
+    return values
+
+
+_Rungs = Annotated[tuple[Annotated[float, Field(gt=0, lt=1)], ...], AfterValidator(_ascending)]
+"""Shares of a trial's own schedule."""
+_Lengths = Annotated[tuple[PositiveInt, ...], AfterValidator(_ascending)]
+"""Epochs of schedules."""
 _Cooldown = Annotated[float, Field(gt=0, le=1)]
 """Steps of a cooldown, as a share of the steps before it."""
 Carry = Literal["tau", "tau_share"]
@@ -256,28 +268,18 @@ class Annealed(Section):
     smooth: bool = False
     """Judges a point's score together with the scores of points near it, because one run's is noisy."""
 
-    @model_validator(mode="after")
-    def _ascending(self) -> Annealed:
-        _require_ascending("rungs", self.rungs)
-        return self
-
 
 class Halving(Section):
     """Successive halving by whole schedules: every rung trains its points from the start with a schedule of so many
     epochs, and the best 1 / `reduction_factor` go to the next rung."""
 
     kind: Literal["halving"]
-    rungs: Annotated[tuple[PositiveInt, ...], Field(min_length=2)]
+    rungs: Annotated[_Lengths, Field(min_length=2)]
     """Epochs, ascending; the last are the recipe's `train.total_epochs`."""
     reduction_factor: Annotated[float, Field(gt=1)] = 3
     carry: Carry = "tau"
     smooth: bool = False
     """As in `annealed`."""
-
-    @model_validator(mode="after")
-    def _ascending(self) -> Halving:
-        _require_ascending("rungs", self.rungs)
-        return self
 
 
 class Record(Section):
@@ -287,20 +289,9 @@ class Record(Section):
     cooldowns: _Rungs = ()
     """Shares of the schedule after which a cooldown forks."""
     cooldown: _Cooldown = 0.2
-    shorts: tuple[PositiveInt, ...] = ()
+    shorts: _Lengths = ()
     """Epochs of whole, shorter schedules."""
     carry: Carry = "tau"
-
-    @model_validator(mode="after")
-    def _ascending(self) -> Record:
-        _require_ascending("cooldowns", self.cooldowns)
-        _require_ascending("shorts", self.shorts)
-        return self
-
-
-def _require_ascending(key: str, values: tuple[float, ...]) -> None:
-    if list(values) != sorted(set(values)):
-        raise ValueError(f"{key} must ascend, got {list(values)}")
 
 
 SchedulerConfig = Annotated[Fifo | Asha | Median | HyperBand | Annealed | Halving | Record, Field(discriminator="kind")]

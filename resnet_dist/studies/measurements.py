@@ -11,10 +11,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from data_prep.shown import markdown_table
 from resnet_dist.config.profile import Profile
 from resnet_dist.data.batch import Batch
 from resnet_dist.studies.curves import draw_lines
-from resnet_dist.studies.study import markdown_table, open_study, study_recipe, training_batches
+from resnet_dist.studies.study import open_study, study_recipe, training_batches
 from resnet_dist.training.model import build_classifier
 from resnet_dist.weights.source import load_model
 

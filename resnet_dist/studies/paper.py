@@ -12,12 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from data_prep.shown import markdown_table
 from resnet_dist.config.base import Section
 from resnet_dist.config.loading import flatten, load_as, load_recipe, model_of_name
 from resnet_dist.errors import UserError
 from resnet_dist.evaluation.protocols import PAPER_SCALES
 from resnet_dist.models import summarise
-from resnet_dist.studies.study import markdown_table
 from resnet_dist.tracking.experiment import RunRow, list_runs
 
 _FIGURES = Path(__file__).with_name("paper.yaml")

@@ -155,9 +155,3 @@ def training_batches(recipe: Recipe, profile: Profile, num_batches: int) -> list
         )
         ids = np.resize(order.reshape(-1), num_batches * size)  # repeated, if an epoch is shorter
         return list(loader.epoch(0, ids))
-
-
-def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """One line for each row; `|` in cells is escaped."""
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)

@@ -6,10 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from data_prep.shown import markdown_table
 from resnet_dist.config.profile import Profile
 from resnet_dist.models import summarise
 from resnet_dist.studies.curves import TRAIN, VAL, curve_of, draw_depths, draw_errors
-from resnet_dist.studies.study import markdown_table, open_study
+from resnet_dist.studies.study import open_study
 from resnet_dist.tracking.spool import History
 
 # ---- `study degradation`: deeper plain nets train worse, deeper ResNets do not (He et al. 2015, 4.1) -----------------

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from data_prep.redaction import redacted
+from data_prep.shown import joined
 from resnet_dist.config.loading import tree_to_yaml
 from resnet_dist.config.space import Annealed, Asha, Halving, HyperBand, Median, Record, Space
 from resnet_dist.launch.preflight import nodes_to_come
@@ -18,7 +19,7 @@ from resnet_dist.sweeps.forecast import (
     seconds_left,
 )
 from resnet_dist.sweeps.ledger import SweepState, ledger_file, read_ledger, replay, spent_epochs
-from resnet_dist.sweeps.points import coordinates_of, describe
+from resnet_dist.sweeps.points import coordinates_of, describe, shown_value
 from resnet_dist.sweeps.prepare import PreparedSweep, require_trial_fits, trials_at_once
 from resnet_dist.sweeps.scheduler import judged_epoch
 
@@ -129,8 +130,8 @@ def _rungs(space: Space, num_points: int, cost: PointCost) -> dict[str, str]:
     scheduler, rungs = space.scheduler, cost.rungs
     if isinstance(scheduler, Record):
         judged = [judged_epoch(share, cost.length, 1) for share in scheduler.cooldowns]
-        more = [f"cooldowns after epochs {_listed(judged)}"] if judged else []
-        more += [f"whole schedules of {_listed(scheduler.shorts)} epochs"] if scheduler.shorts else []
+        more = [f"cooldowns after epochs {joined(map(shown_value, judged))}"] if judged else []
+        more += [f"whole schedules of {joined(map(str, scheduler.shorts))} epochs"] if scheduler.shorts else []
         return {"each point": f"{_epochs(cost.stages[0])}: {', '.join([f'its {cost.length:g}', *more])}"}
     if not rungs:
         return {}
@@ -159,10 +160,6 @@ def _rungs(space: Space, num_points: int, cost: PointCost) -> dict[str, str]:
 
 def _epochs(number: float) -> str:
     return f"{number:,.4g} epoch{'s' * (number != 1)}"
-
-
-def _listed(values: Sequence[float]) -> str:
-    return " and ".join(f"{value:g}" for value in values)
 
 
 def _race(space: Space) -> dict[str, str]:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from statistics import fmean, median
 
+from resnet_dist.config.recipe import cooldown_steps
 from resnet_dist.config.space import Annealed, Asha, Halving, HyperBand, Record, Space
 from resnet_dist.sweeps.ledger import SweepState, TrialState
 from resnet_dist.sweeps.scheduler import judged_epoch, rung_shares
@@ -37,7 +38,7 @@ def point_cost(space: Space, length: float, steps_per_epoch: int, eval_every_epo
     judged = [judged_epoch(share, length, eval_every_epochs) for share in rung_shares(scheduler)]
     cooldowns = [0.0] * len(judged)
     if isinstance(scheduler, Annealed | Record):
-        cooldowns = [max(1, round(scheduler.cooldown * epoch * steps_per_epoch)) / steps_per_epoch for epoch in judged]
+        cooldowns = [cooldown_steps(scheduler.cooldown, epoch * steps_per_epoch) / steps_per_epoch for epoch in judged]
     match scheduler:
         case Halving(rungs=rungs):
             return PointCost(length, tuple(map(float, rungs[:-1])), (*map(float, rungs[:-1]), length))
@@ -120,7 +121,7 @@ def _positions(
     if not isinstance(space.scheduler, Halving):
         return {number: _position(cost, runs.get(number, ())) for number, cost in costs.items()}
     places = {epochs: place for place, epochs in enumerate(space.scheduler.rungs)}
-    farthest = {number: max(known, key=lambda run: (run.kind == "point", run.rung)) for number, known in runs.items()}
+    farthest = {number: max(known, key=lambda run: run.stage) for number, known in runs.items()}
     top = len(places) - 1
     passed = {n: top if run.kind == "point" else places[int(run.rung)] for n, run in farthest.items()}
     most = max(passed.values(), default=0)

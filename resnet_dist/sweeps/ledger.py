@@ -150,6 +150,7 @@ def ledger_file(sweep_dir: Path) -> Path:
 
 
 def read_ledger(sweep_dir: Path) -> list[Event]:
+    """See `read_events`."""
     return read_events(ledger_file(sweep_dir))
 
 
@@ -251,6 +252,11 @@ class TrialState:
     def spent_epochs(self) -> float:
         """Epochs that it trained itself: those before a cooldown's fork are its trunk's."""
         return max(self.epoch - self.rung, 0.0) if self.kind == "cooldown" else self.epoch
+
+    @property
+    def stage(self) -> tuple[bool, float]:
+        """Orders a point's trials: those of its rungs, then its whole run."""
+        return self.kind == "point", self.rung
 
     @property
     def is_first_run(self) -> bool:

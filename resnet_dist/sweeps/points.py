@@ -285,9 +285,17 @@ def rounded(point: Mapping[str, Any]) -> Point:
 
 def describe(point: Mapping[str, Any]) -> str:
     """`optim.lr 0.1, optim.weight_decay 0.0001`."""
-    return ", ".join(
-        f"{key} {value:g}" if isinstance(value, float) else f"{key} {value}" for key, value in point.items()
-    )
+    return ", ".join(f"{key} {shown_value(value)}" for key, value in point.items())
+
+
+def shown_value(value: Any) -> str:
+    """A parameter's value: numbers to six digits."""
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def is_number(value: Any) -> bool:
+    """Python's True is 1, a parameter's is not."""
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def coordinates_of(recipe: Recipe, num_samples: int) -> dict[str, float]:
@@ -332,7 +340,7 @@ def _derived(parameter: Derived, values: Mapping[str, Any], recipe: Recipe) -> i
         source = recipe.model_dump()
         for key in parameter.of.split("."):
             source = source.get(key) if isinstance(source, dict) else None
-    if not isinstance(source, int | float) or isinstance(source, bool):
+    if not is_number(source):
         raise ValueError(f"derived from {parameter.of}, which is not a number but {source!r}")
     value = parameter.factor * source**parameter.power
     return round(value) if parameter.round else value

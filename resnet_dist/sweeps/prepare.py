@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.beton.class_names import difference
+from data_prep.shown import joined
 from resnet_dist.config.loading import load_space, read_tree, recipe_from_tree
 from resnet_dist.config.profile import Profile, Workers
 from resnet_dist.config.recipe import FROM_DATA, Recipe, recipe_changes
@@ -275,7 +276,7 @@ def _require_same(began: Began, space: Space, base: dict[str, Any], data: Identi
         changed = [recipe if base != began.base else "order of the parameters in space"]
     raise UserError(
         f"{sweep_dir}: this sweep began with another {', '.join(changed)}; use a new --name, or the space that "
-        f"it began with ({', '.join(MAY_CHANGE[:-1])} and {MAY_CHANGE[-1]} may change)"
+        f"it began with ({joined(MAY_CHANGE)} may change)"
     )
 
 

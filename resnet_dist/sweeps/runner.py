@@ -96,9 +96,8 @@ class TrialRunner:
             case "stopped" if known.verdict == "stop":
                 self._end(trial, "stopped", result, stopped_at(known))
             case "stopped":
-                waits = known.verdict == "wait"
-                is_saved = not waits or self._prepared.is_saved(known)
-                self._sweep.leave(trial, "waits" if waits else "stopped with the sweep", is_saved=is_saved)
+                why = "waits" if known.verdict == "wait" else "stopped with the sweep"
+                self._sweep.leave(trial, why, is_saved=self._is_saved(known))
             case outcome:
                 self._end(trial, outcome, result, outcome)
 
@@ -112,13 +111,15 @@ class TrialRunner:
             result = TrialResult("stopped", epoch=last.epoch, step=last.step, metrics=last.metrics)
             self._end(trial, "stopped", result, stopped_at(known))
             return
-        # One that was to wait may have died before its checkpoint.
-        is_saved = known.verdict != "wait" or self._prepared.is_saved(known)
-        self._sweep.leave(trial, why, is_fault=True, is_saved=is_saved)
+        self._sweep.leave(trial, why, is_fault=True, is_saved=self._is_saved(known))
         if known.num_faults > self._prepared.profile.failure.max_failures:
             self._end(trial, "failed", TrialResult("fault", epoch=known.epoch, metrics=known.metrics), why)
         else:
             self._record.log(f"{trial} failed ({why}); it resumes from its last checkpoint")
+
+    def _is_saved(self, trial: TrialState) -> bool:
+        """A trial that is to wait may have died before its checkpoint."""
+        return trial.verdict != "wait" or self._prepared.is_saved(trial)
 
     def check_time(self, num_up: int) -> None:
         """Ends the sweep if no process comes up, or if trials do not stop. Called several times a second.
@@ -212,7 +213,7 @@ def thin_ended(prepared: PreparedSweep, trials: Collection[TrialState], done: se
     for trial in trials:
         if trial.status == "finished" and trial.seed_number == 0:
             known = farthest.setdefault(trial.number, trial)
-            if (trial.kind == "point", trial.rung) > (known.kind == "point", known.rung):
+            if trial.stage > known.stage:
                 farthest[trial.number] = trial
     for trial in trials:
         if trial.end is None:

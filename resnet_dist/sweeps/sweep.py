@@ -325,10 +325,9 @@ class Sweep:
         self.end(trial.name, "stopped", epoch=last.epoch, step=last.step, metrics=last.metrics, reason=reason)
 
     def _decision(self, *now: SchedulerEvent) -> Decision:
-        history = [*self._history, *now]
-        num, last = len(history), history[-1] if history else None
+        num, last = len(self._history) + len(now), next(reversed((*self._history[-1:], *now)), None)
         if self._decided[:2] != (num, last):  # asked several times for each event
-            self._decided = num, last, decide(self.space.scheduler, history)
+            self._decided = num, last, decide(self.space.scheduler, [*self._history, *now])
         return self._decided[2]
 
     def _write(self, event: Event) -> None:

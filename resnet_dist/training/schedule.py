@@ -6,7 +6,14 @@ import math
 from dataclasses import dataclass, replace
 
 from resnet_dist.config.profile import Profile
-from resnet_dist.config.recipe import EarlyStopConfig, PlateauSchedule, Recipe, ScheduleConfig, steps_per_epoch
+from resnet_dist.config.recipe import (
+    EarlyStopConfig,
+    PlateauSchedule,
+    Recipe,
+    ScheduleConfig,
+    cooldown_steps,
+    steps_per_epoch,
+)
 from resnet_dist.errors import UserError
 
 
@@ -183,9 +190,9 @@ def plan_run(recipe: Recipe, profile: Profile, num_train_samples: int) -> RunPla
     total, fork = per_epoch * recipe.train.total_epochs, recipe.fork
     first = (fork.step or 0) if fork else 0
     last = min(total, recipe.train.max_steps or total)
-    cooldown_steps = max(1, round(fork.cooldown * first)) if fork and fork.cooldown else 0
-    if cooldown_steps:
-        last = first + cooldown_steps
+    num_cooldown = cooldown_steps(fork.cooldown, first) if fork and fork.cooldown else 0
+    if num_cooldown:
+        last = first + num_cooldown
     elif first and first >= last:
         key = "train.max_steps" if last < total else "train.total_epochs"
         raise UserError(
@@ -206,5 +213,5 @@ def plan_run(recipe: Recipe, profile: Profile, num_train_samples: int) -> RunPla
         save_first=recipe.train.divergence.action == "skip",  # or a divergence in the first steps had no way back
         first_step=first,
         schedule_start=begins,
-        cooldown_steps=cooldown_steps,
+        cooldown_steps=num_cooldown,
     )

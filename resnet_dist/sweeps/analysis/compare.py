@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import rankdata
 
+from data_prep.shown import markdown_table
 from resnet_dist.config.loading import space_from_tree
 from resnet_dist.config.recipe import recipe_changes
 from resnet_dist.config.space import Annealed, Halving, Record, SchedulerConfig, Space
@@ -104,10 +105,10 @@ class Comparison:
             *(("regret by other runs",) if has_others else ()),
             *("against random search", "random search needs"),
         ]
-        lines = [self.head, "", *_table(columns, [_cells(row, has_others) for row in self.rows])]
+        lines = [self.head, "", markdown_table(columns, [_cells(row, has_others) for row in self.rows])]
         if len(self.studies) > 1:
             by_study = [[row.rule, *(f"{regret:.2f}" for regret in row.by_study)] for row in self.rows]
-            lines += ["", *_table(["regret, mean, of each study", *self.studies], by_study)]
+            lines += ["", markdown_table(["regret, mean, of each study", *self.studies], by_study)]
         if self.early_scores:
             scores = {(s.what, s.epoch): f"{s.correlation:.2f} / {s.among_better:.2f}" for s in self.early_scores}
             epochs = sorted({epoch for _, epoch in scores})
@@ -116,7 +117,8 @@ class Comparison:
                 *map("epoch {:g}".format, epochs),
             ]
             sources = dict.fromkeys(what for what, _ in scores)
-            lines += ["", *_table(columns, [[what, *(scores.get((what, e), "") for e in epochs)] for what in sources])]
+            by_source = [[what, *(scores.get((what, epoch), "") for epoch in epochs)] for what in sources]
+            lines += ["", markdown_table(columns, by_source)]
         return "\n".join([*lines, "", *(f"- {note}" for note in self.notes)])
 
 
@@ -133,10 +135,6 @@ def _cells(row: Row, has_others: bool) -> list[str]:
         ("" if row.ratio is None else f"{row.ratio:.0%}, ") + str(row.difference or ""),
         "" if row.random_share is None else f"{row.random_share:.0%}",
     ]
-
-
-def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    return [f"| {' | '.join(cells)} |" for cells in (columns, ["---"] * len(columns), *rows)]
 
 
 def compare(

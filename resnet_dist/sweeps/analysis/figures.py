@@ -18,7 +18,7 @@ from resnet_dist.config.recipe import Recipe
 from resnet_dist.config.space import COORDINATES, LogUniform, Space, listed_values
 from resnet_dist.sweeps.analysis.ranking import Ranked, Ranking
 from resnet_dist.sweeps.ledger import SweepState, TrialReported, TrialState, trial_name
-from resnet_dist.sweeps.points import weight_decay_of
+from resnet_dist.sweeps.points import is_number, weight_decay_of
 from resnet_dist.sweeps.scheduler import rung_shares
 from resnet_dist.tracking.plots import new_figure, save, style
 
@@ -399,7 +399,7 @@ def _scale(space: Space, key: str, values: Sequence[Any], max_ticks: int = 8) ->
     from matplotlib.ticker import LogLocator, MaxNLocator
 
     listed = listed_values(space.space[key])
-    are_numbers = all(isinstance(value, int | float) and not isinstance(value, bool) for value in values)
+    are_numbers = all(map(is_number, values))
     positive = [value for value in values if are_numbers and value > 0]
     is_wide = bool(positive) and max(positive) > 10 * min(positive)
     if not values or not are_numbers or (is_wide and len(positive) < len(values)):  # 0 has no logarithm

@@ -27,7 +27,7 @@ from resnet_dist.config.space import (
 from resnet_dist.errors import UserError
 from resnet_dist.sweeps.analysis.ranking import Ranking, rank
 from resnet_dist.sweeps.ledger import SweepState, read_ledger, replay
-from resnet_dist.sweeps.points import Builder, Point, contains, grid_points, planned_points
+from resnet_dist.sweeps.points import Builder, Point, contains, grid_points, is_number, planned_points, shown_value
 
 _LEAST = 4
 """How many points must have reached their end."""
@@ -155,7 +155,7 @@ def _next(key: str, parameter: Parameter, values: _Values, is_allowed: IsAllowed
         case QUniform():
             return _next_steps(key, parameter, values, is_allowed)
     listed = listed_values(parameter) or []
-    if isinstance(parameter, Grid) and len(set(map(repr, listed))) > 1 and all(map(_is_number, listed)):
+    if isinstance(parameter, Grid) and len(set(map(repr, listed))) > 1 and all(map(is_number, listed)):
         return _next_grid(key, listed, values, is_allowed)
     among = values.kept if isinstance(parameter, Choice) else values.level
     left = [value for value in listed if value in among]
@@ -288,10 +288,6 @@ def _next_grid(key: str, listed: Sequence[Any], values: _Values, is_allowed: IsA
     return _Next({"values": chosen}, words, is_narrower)
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
 def _brief(value: float, to: Callable[[float], float], tolerance: float, *, down: bool | None = None) -> float:
     """The number with the fewest digits at most `tolerance` from `value` on the scale `to`.
 
@@ -320,7 +316,7 @@ def _span(parameter: Parameter) -> str:
 
 
 def _listed(values: Iterable[Any]) -> str:
-    return ", ".join(f"{value:g}" if isinstance(value, float) else str(value) for value in values)
+    return ", ".join(map(shown_value, values))
 
 
 def _as_tree(parameter: Parameter) -> dict[str, Any]:

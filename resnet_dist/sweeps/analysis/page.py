@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import jinja2
 from markupsafe import Markup
 
-from data_prep.shown import one_line
+from data_prep.shown import joined, one_line
 from resnet_dist.config.recipe import Recipe
 from resnet_dist.config.space import (
     COORDINATES,
@@ -38,7 +38,8 @@ from resnet_dist.config.space import (
 from resnet_dist.sweeps.analysis.figures import COLOURS, NUM_NAMED
 from resnet_dist.sweeps.analysis.ranking import Ranked, Ranking
 from resnet_dist.sweeps.ledger import Began, SweepState, TrialState, ledger_file, saved_epochs, summary, trial_name
-from resnet_dist.sweeps.points import Builder, coordinates_of, describe
+from resnet_dist.sweeps.points import Builder, coordinates_of, describe, is_number, shown_value
+from resnet_dist.sweeps.scheduler import rung_shares
 
 _SHOWN = 30
 """How many points the table shows at first."""
@@ -148,7 +149,7 @@ def _points(
     titles = [
         (
             _breakable(title),
-            kinds.get(title, "n" if all(cell.value is None or _is_number(cell.value) for cell in cells) else ""),
+            kinds.get(title, "n" if all(cell.value is None or is_number(cell.value) for cell in cells) else ""),
         )
         for title, cells in columns.items()
     ]
@@ -203,15 +204,17 @@ def _best(builder: Builder, ranking: Ranking) -> list[tuple[str, str]]:
     best = ranking.best
     if best is None:
         return []
-    runs = "one run" if best.num_runs == 1 else f"mean of {best.num_runs} runs"
     interval = f" ± {ranking.margin:.2g} (95 % interval)" if ranking.margin else ""
     spread = f"; one run varies by {best.spread:.2g} (standard deviation)" if best.spread is not None else ""
     recipe = builder.full(best.point)
-    values = {key: _value(value) for key, value in best.point.items()}
+    values = {key: shown_value(value) for key, value in best.point.items()}
     for key, value in _coordinates(recipe, builder.num_base_samples or builder.num_proxy_samples).items():
         if key not in values and {*COORDINATES, *COORDINATES.values()} & set(values):
             values[key] = f"{value:.4g} in the recipe"
-    return [(f"{ranking.metric} of the proxy", f"{best.score:.4g}{interval}, {runs}{spread}"), *values.items()]
+    return [
+        (f"{ranking.metric} of the proxy", f"{best.score:.4g}{interval}, {best.runs_in_words}{spread}"),
+        *values.items(),
+    ]
 
 
 # The trials.
@@ -368,7 +371,7 @@ def parameter_in_words(parameter: Parameter) -> str:
         case Derived(of=of, factor=factor, power=power):
             words = f"{factor:g} times {of}" + (f" to the power of {power:g}" if power != 1 else "")
         case Choice() | Grid():
-            words = ", ".join(_value(value) for value in listed_values(parameter) or ())
+            words = ", ".join(shown_value(value) for value in listed_values(parameter) or ())
     conditions = [
         f"{key} is {' or '.join(map(str, wanted)) if isinstance(wanted, list) else wanted}"
         for key, wanted in parameter.when.items()
@@ -394,10 +397,9 @@ def scheduler_in_words(scheduler: SchedulerConfig) -> str:
     match scheduler:
         case Fifo():
             return "none: every point is trained to its end"
-        case Asha(first_rung=first, rungs=rungs, reduction_factor=factor):
-            shares = [first * factor**rung for rung in range(rungs)]
+        case Asha(reduction_factor=factor):
             return (
-                f"asha: at {_shares(shares)} of its schedule a trial continues if it is among the best "
+                f"asha: at {_shares(rung_shares(scheduler))} of its schedule a trial continues if it is among the best "
                 f"1/{factor:g} of those that came there before it, by the score it has then"
             )
         case Median(grace=grace):
@@ -416,12 +418,12 @@ def scheduler_in_words(scheduler: SchedulerConfig) -> str:
         case Halving(rungs=rungs, reduction_factor=factor, carry=carry):
             kept = "tau in epochs" if carry == "tau" else "tau as a share of the schedule"
             return (
-                f"halving: whole schedules of {_listed(map(str, rungs))} epochs, each from the start; the best "
+                f"halving: whole schedules of {joined(map(str, rungs))} epochs, each from the start; the best "
                 f"1/{factor:g} go to the next, longer one, which keeps {kept}"
             )
         case Record(cooldowns=shares, shorts=shorts):
             kinds = [f"cooldowns at {_shares(shares)} of the schedule"] if shares else []
-            kinds += [f"short schedules of {_listed(map(str, shorts))} epochs"] if shorts else []
+            kinds += [f"short schedules of {joined(map(str, shorts))} epochs"] if shorts else []
             return f"none: every point is trained to its end; {' and '.join(kinds)} are recorded beside it"
 
 
@@ -429,24 +431,11 @@ def scheduler_in_words(scheduler: SchedulerConfig) -> str:
 
 
 def _shares(shares: Iterable[float]) -> str:
-    return _listed(f"{share:.0%}" for share in shares)
-
-
-def _listed(items: Iterable[str]) -> str:
-    *head, last = items
-    return f"{', '.join(head)} and {last}" if head else last
+    return joined(f"{share:.0%}" for share in shares)
 
 
 def _epochs(number: float) -> str:
     return "1 epoch" if number == 1 else f"{number:g} epochs"
-
-
-def _value(value: Any) -> str:
-    return f"{value:g}" if isinstance(value, float) else str(value)
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _breakable(key: str) -> Markup:
@@ -460,8 +449,8 @@ def _aligned(values: Sequence[Any]) -> list[_Cell]:
     "": this point does not have the parameter.
     """
     floats = [value for value in values if isinstance(value, float) and math.isfinite(value)]
-    if not floats or not all(value == "" or _is_number(value) for value in values):
-        return [_Cell(_value(value), None if value == "" else value) for value in values]
+    if not floats or not all(value == "" or is_number(value) for value in values):
+        return [_Cell(shown_value(value), None if value == "" else value) for value in values]
     decimals = max(_decimals(value) for value in floats)
     form = f".{decimals}f" if decimals <= _MAX_DECIMALS else ".2e"
     return [_Cell("") if value == "" else _Cell(f"{value:{form}}", value) for value in values]

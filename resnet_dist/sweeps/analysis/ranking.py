@@ -9,9 +9,10 @@ from dataclasses import dataclass, replace
 from statistics import fmean
 from typing import Any
 
+from data_prep.shown import joined
 from resnet_dist.config.space import Space
 from resnet_dist.sweeps.ledger import SweepState, TrialKind, TrialState, trial_name
-from resnet_dist.sweeps.points import Point, describe
+from resnet_dist.sweeps.points import Point, describe, shown_value
 from resnet_dist.sweeps.racing import contenders, mean_margin, pooled, runs_to_tell, scores_by_seed
 
 _NAMED = 3
@@ -56,6 +57,11 @@ class Ranked:
         """Whether its difference from the best, and that of every point between them, may be chance."""
         return self.possible_gain is not None
 
+    @property
+    def runs_in_words(self) -> str:
+        """Of which the score is the mean."""
+        return "one run" if self.num_runs == 1 else f"mean of {self.num_runs} runs"
+
 
 @dataclass(frozen=True)
 class Ranking:
@@ -89,7 +95,7 @@ class Ranking:
         dropped = Counter(row.judged_by for row in self.rows if not row.num_runs and row.status == "stopped")
         if dropped:
             counts = [f"{_count(dropped[kind])} {how}" for kind, how in _DROPPED.items() if dropped[kind]]
-            sentences.append(f"Dropped without a whole run: {_listed(counts)}")
+            sentences.append(f"Dropped without a whole run: {joined(counts)}")
         if self.earlier is not None:
             point, score = self.earlier
             sentences.append(f"An earlier sweep has a better point: {describe(point)} with {self.metric} {score:.4g}")
@@ -97,12 +103,11 @@ class Ranking:
 
     def _best_in_words(self, best: Ranked) -> str:
         margin = "" if not self.margin else f" ± {self.margin:.2g}"
-        runs = "one run" if best.num_runs == 1 else f"mean of {best.num_runs} runs"
         diverged = f", {best.num_diverged} of them diverged" if best.num_diverged else ""
         so_far = "" if self.is_over else " so far"
         return (
             f"Best{so_far}: {describe(best.point)} ({trial_name(best.number)}) with {self.metric} "
-            f"{best.score:.4g}{margin} ({runs}{diverged})"
+            f"{best.score:.4g}{margin} ({best.runs_in_words}{diverged})"
         )
 
     def _others_in_words(self, best: Ranked) -> str:
@@ -120,7 +125,7 @@ class Ranking:
         named = [_short(row, best) for row in level[:_NAMED]]
         if len(level) > _NAMED:
             named.append(f"{len(level) - _NAMED} more")
-        return f"{_count(len(level))} other{'s' * (len(level) > 1)} cannot be told from it: {_listed(named)}"
+        return f"{_count(len(level))} other{'s' * (len(level) > 1)} cannot be told from it: {joined(named)}"
 
 
 def _what_would_tell(level: Sequence[Ranked]) -> str:
@@ -137,17 +142,12 @@ def _short(row: Ranked, best: Ranked) -> str:
     """`0.1 / 0.0005 (t0003)`: the values in the order of the best point's."""
     if list(row.point) != list(best.point):
         return f"{describe(row.point)} ({trial_name(row.number)})"
-    values = [f"{value:g}" if isinstance(value, float) else str(value) for value in row.point.values()]
-    return f"{' / '.join(values)} ({trial_name(row.number)})"
+    return f"{' / '.join(map(shown_value, row.point.values()))} ({trial_name(row.number)})"
 
 
 def _count(number: int) -> str:
     words = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
     return words[number] if number < len(words) else str(number)
-
-
-def _listed(items: Sequence[str]) -> str:
-    return items[0] if len(items) == 1 else f"{', '.join(items[:-1])} and {items[-1]}"
 
 
 def rank(space: Space, state: SweepState) -> Ranking:
