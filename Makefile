@@ -17,7 +17,7 @@ setup: .venv/.ready  ## System packages (if it may install them), .venv, pinned 
 COMPILE := $(BIN)/pip-compile --quiet --upgrade --allow-unsafe --generate-hashes --no-annotate --strip-extras --no-header \
   --no-emit-index-url --no-emit-find-links --no-emit-trusted-host
 lock:  ## Renew the pinned versions and their hashes: requirements.lock, and the MLflow server's.
-	$(COMPILE) --extra dev -o requirements.lock pyproject.toml
+	$(COMPILE) --extra dev --extra docs -o requirements.lock pyproject.toml
 	$(COMPILE) --constraint requirements.lock -o cluster/mlflow/requirements.lock cluster/mlflow/requirements.in
 
 audit: setup  ## Ask the vulnerability databases about every pinned dependency: needs the internet.

@@ -56,7 +56,10 @@ def _auto_or_number(value: Any) -> Any:
 
 
 class CheckpointConfig(Section):
+    """When to save a checkpoint, and how many to keep."""
+
     every_epochs: PositiveInt = 1
+    """Save after every this many epochs."""
     every_steps: PositiveInt | None = None
     """Also after every this many steps within an epoch; null: only by epochs."""
     every_minutes: PositiveFloat | None = None
@@ -102,7 +105,9 @@ class Workers(Section):
     """
 
     min: PositiveInt
+    """Without this many nothing starts."""
     max: PositiveInt
+    """Never more than this many."""
 
     @model_validator(mode="before")
     @classmethod
@@ -139,6 +144,7 @@ class Profile(Section):
     resize_every_s: PositiveFloat = 300.0
     """With a range of workers: how often to check whether more fit. A resize goes back to the last checkpoint."""
     gpus_per_worker: Annotated[int, Field(ge=0, le=1)] = 0
+    """1: each worker has a GPU. 0: it computes on its CPUs."""
     node_labels: dict[str, str] = Field(default_factory=dict)
     """Ray node labels that a worker's node must have, `ray.io/accelerator-type: H100` for example; none: any node."""
     env: Environment = Field(default_factory=dict)

@@ -64,6 +64,8 @@ class InitConfig(Section):
 
 
 class ModelConfig(Section):
+    """The net."""
+
     name: str
     """A name of `resnet_dist.models.MODEL_NAMES`: resnet18 .. resnet200 (ImageNet), resnet20 .. resnet1202 (CIFAR),
     resnext50_32x4d .., wide_resnet50_2 .., plain18 .., vgg11 .. vgg19_bn, googlenet."""
@@ -129,9 +131,11 @@ class ColorJitter(Section):
 
     kind: Literal["color_jitter"]
     brightness: NonNegativeFloat = 0.0
-    """The factor is drawn from [max(0, 1 - brightness), 1 + brightness]; likewise for contrast and saturation."""
+    """The factor is drawn from [max(0, 1 - brightness), 1 + brightness]."""
     contrast: NonNegativeFloat = 0.0
+    """The factor of the contrast, drawn likewise."""
     saturation: NonNegativeFloat = 0.0
+    """The factor of the saturation, drawn likewise."""
     hue: Annotated[float, Field(ge=0, le=0.5)] = 0.0
     """The turn is drawn from [-hue, hue], in full circles."""
 
@@ -149,9 +153,11 @@ class RandAugment(Section):
 
     kind: Literal["rand_augment"]
     ops: Annotated[int, Field(ge=1, le=14)] = 2
+    """Operations applied to each image, one after another."""
     magnitude: Annotated[int, Field(ge=0)] = 9
-    """0 to `bins` - 1."""
+    """Strength of each operation, 0 to `bins` - 1."""
     bins: Annotated[int, Field(ge=2)] = 31
+    """Number of strengths into which the range of each operation is divided."""
     probability: PositiveShare = 1.0
     """Probability of applying each operation, independently; timm's policies have 0.5."""
 
@@ -167,6 +173,7 @@ class TrivialAugmentWide(Section):
 
     kind: Literal["trivial_augment_wide"]
     bins: Annotated[int, Field(ge=2)] = 31
+    """Number of strengths into which the range of each operation is divided."""
 
 
 class RandomErasing(Section):
@@ -174,6 +181,7 @@ class RandomErasing(Section):
 
     kind: Literal["random_erasing"]
     probability: Share = 0.5
+    """Probability that a rectangle of an image is covered."""
     scale: Ascending[tuple[PositiveShare, PositiveShare]] = (0.02, 0.33)
     """Range of the rectangle's share of the image's area."""
     ratio: Ascending[tuple[AspectRatio, AspectRatio]] = (0.3, 3.3)
@@ -268,7 +276,9 @@ class CenterCrop(Section):
 
     kind: Literal["center_crop"]
     size: Annotated[int, Field(gt=0, le=MAX_SIZE)]
+    """Side of the square the net sees, px."""
     resize: Annotated[int, Field(gt=0, le=MAX_SIZE)]
+    """Length to which the shorter side is resized before that, px."""
     interpolation: Interpolation = "bilinear"
     """Filter of the resizing: bilinear, as torchvision's weights, or bicubic, as most of timm's."""
 
@@ -306,6 +316,7 @@ class ProgressiveSize(Section):
     ffcv-imagenet)."""
 
     start_size: PositiveInt
+    """Side of the training images at first, px."""
     ramp: Ascending[tuple[Share, Share]]
     """Start and end of the growth, as shares of the run, rounded down to whole epochs."""
     multiple: PositiveInt = 32
@@ -334,6 +345,8 @@ Sampling = Annotated[BalancedSampling | WeightedSampling, Field(discriminator="k
 
 
 class DataConfig(Section):
+    """The data set, and what is done to an image before the net sees it."""
+
     dataset: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
     """Folder under the profile's `data_root` that holds `train.beton` and `val.beton` with their manifests."""
     train: TrainTransform
@@ -492,6 +505,7 @@ class EarlyStopConfig(Section):
     number of workers. The last weights and the best ones are published, as at any run's end."""
 
     metric: Literal["val/loss", "val/top1", "val/balanced_top1"]
+    """What must get better: a lower loss, or a higher accuracy."""
     patience: PositiveInt
     """The run ends after this many evaluations in a row without a new best."""
     min_delta: NonNegativeFloat = 0.0
@@ -505,6 +519,7 @@ class EmaConfig(Section):
     """
 
     decay: Annotated[float, Field(gt=0, lt=1)]
+    """Share of the old average that an update keeps."""
     every_steps: PositiveInt = 1
     """Steps between two updates."""
     start_epochs: NonNegativeFloat = 0.0
@@ -512,12 +527,15 @@ class EmaConfig(Section):
 
 
 class TrainConfig(Section):
+    """Batches, length, number formats and the loss."""
+
     global_batch_size: PositiveInt
     """Images per optimizer step, over all workers."""
     micro_batch_size: PositiveInt
     """Images per forward pass: the unit of batch-norm statistics and of data order. Workers share a step's
     micro-batches."""
     total_epochs: PositiveInt
+    """Length of the run, and of its schedule."""
     max_steps: PositiveInt | None = None
     """End the run after this many steps; the schedule still runs over `total_epochs`."""
     precision: Literal["fp32", "tf32", "bf16", "fp16", "fp64"] = "fp32"
@@ -550,6 +568,8 @@ class TrainConfig(Section):
     bias are trained. For weights that were trained before (`optim.freeze` does so for the stages that it names)."""
     early_stop: EarlyStopConfig | None = None
     channels_last: bool = True
+    """Keep images and activations in memory channel by channel of each pixel (NHWC), which GPUs' tensor cores read
+    directly. Kernels for the two layouts round differently, so it belongs to the mathematics."""
     cpu_threads: PositiveInt = 1
     """Intra-op threads on CPUs. A CPU kernel's sums depend on it, so it belongs to the mathematics."""
 
@@ -592,6 +612,8 @@ class TrainConfig(Section):
 
 
 class OptimConfig(Section):
+    """The optimizer."""
+
     name: Literal["sgd", "lamb"]
     """sgd: torch's. lamb: timm's (You et al. 2019), with which the "ResNet strikes back" recipes were trained."""
     lr: PositiveFloat
@@ -636,17 +658,22 @@ class Warmup(Section):
     """From `start_factor * lr` to `lr`."""
 
     epochs: NonNegativeFloat = 0.0
+    """Length of the warm-up; 0: none."""
     start_factor: Share = 0.0
+    """The first rate, as a share of `optim.lr`."""
     shape: Literal["linear", "constant"] = "linear"
     """linear: in equal steps (Goyal et al. 2017, section 2.2). constant: `start_factor * lr` until it ends (He et al.
     2015, section 4.2, for 110 layers)."""
 
 
 class StepSchedule(Section):
+    """The rate drops at fixed times (He et al. 2015)."""
+
     kind: Literal["step"]
     milestone_fractions: tuple[Annotated[float, Field(gt=0, lt=1)], ...]
     """Times at which the rate drops, as shares of the run, ascending."""
     gamma: Annotated[float, Field(gt=0, lt=1)] = 0.1
+    """Factor on the rate at each drop."""
     warmup: Warmup = Warmup()
 
     @model_validator(mode="after")
@@ -664,23 +691,31 @@ class PlateauSchedule(Section):
 
     kind: Literal["plateau"]
     gamma: Annotated[float, Field(gt=0, lt=1)] = 0.1
+    """Factor on the rate at each drop."""
     patience: PositiveInt = 5
     """The rate drops after this many evaluations in a row without a new best."""
     min_improvement: NonNegativeFloat = 0.1
     """By how many points of top-1 error, in percent, a new best must be better."""
     max_drops: PositiveInt = 3
+    """The rate drops this many times at most."""
     warmup: Warmup = Warmup()
 
 
 class CosineSchedule(Section):
+    """From `optim.lr` down half a cosine (Loshchilov, Hutter 2016)."""
+
     kind: Literal["cosine"]
     final_factor: Share = 0.0
+    """The last rate, as a share of `optim.lr`."""
     warmup: Warmup = Warmup()
 
 
 class LinearSchedule(Section):
+    """From `optim.lr` down in equal steps."""
+
     kind: Literal["linear"]
     final_factor: Share = 0.0
+    """The last rate, as a share of `optim.lr`."""
     warmup: Warmup = Warmup()
 
 
@@ -693,6 +728,8 @@ BestBy = Literal["top1", "balanced_top1", "loss"]
 
 
 class EvalConfig(Section):
+    """How often, and with what batches, the validation set is evaluated."""
+
     batch_size: PositiveInt
     """Images per forward pass; on a GPU the largest multiple of it up to 256. It fixes the batches, so the loss does
     not depend on the worker count."""
@@ -750,11 +787,13 @@ class Recipe(Section):
     """The mathematics of a run. Its hash (`recipe_hash`) says what was trained."""
 
     seed: Annotated[int, Field(ge=0, lt=2**32)]
+    """Decides the initial weights, the order of the images, and all that is random."""
     model: ModelConfig
     data: DataConfig
     train: TrainConfig
     optim: OptimConfig
     schedule: ScheduleConfig
+    """The learning rate during the run, as factors on `optim.lr`."""
     eval: EvalConfig
     fork: ForkConfig | None = None
     """Continue another run with other settings: `train --fork RUN@EPOCH` sets it."""

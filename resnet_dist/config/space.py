@@ -51,7 +51,9 @@ class _Parameter(Section):
 
 class _Interval(_Parameter):
     low: float
+    """Least value."""
     high: float
+    """Greatest value."""
 
     @model_validator(mode="after")
     def _ascending(self) -> _Interval:
@@ -65,9 +67,12 @@ class LogUniform(_Interval):
 
     kind: Literal["loguniform"]
     low: PositiveFloat
+    """Least value."""
 
 
 class Uniform(_Interval):
+    """Any value from `low` to `high`."""
+
     kind: Literal["uniform"]
 
 
@@ -76,6 +81,7 @@ class QUniform(_Interval):
 
     kind: Literal["quniform"]
     step: PositiveFloat
+    """Difference between two values next to each other."""
 
     @property
     def num_values(self) -> int:
@@ -88,8 +94,11 @@ class QUniform(_Interval):
 
 
 class Choice(_Parameter):
+    """One of a list of values."""
+
     kind: Literal["choice"]
     values: Annotated[list[Value], Field(min_length=1)]
+    """The values, each equally likely."""
 
 
 class Grid(_Parameter):
@@ -97,9 +106,13 @@ class Grid(_Parameter):
 
     kind: Literal["grid"]
     values: Annotated[list[Value], Field(min_length=1)] | None = None
+    """The values; null: `low`, `high` and `num` say which."""
     low: float | None = None
+    """Least value."""
     high: float | None = None
+    """Greatest value."""
     num: PositiveInt | None = None
+    """Number of values, both ends included."""
     log: bool = False
     """Equal factors instead of equal differences."""
 
@@ -132,8 +145,11 @@ class Derived(_Parameter):
 
     kind: Literal["derived"]
     of: str
+    """The other key, a key of `space` or of the recipe."""
     factor: float = 1.0
+    """Factor on the other key's value."""
     power: float = 1.0
+    """Exponent of the other key's value; -1 divides by it."""
     round: bool = False
     """To the nearest whole number."""
 
@@ -156,6 +172,7 @@ class RandomSearch(Section):
 
     kind: Literal["random"]
     seed: NonNegativeInt = 0
+    """Another seed draws other points."""
 
 
 class GridSearch(Section):
@@ -169,6 +186,7 @@ class SobolSearch(Section):
 
     kind: Literal["sobol"]
     seed: NonNegativeInt = 0
+    """Another seed scrambles the points in another way."""
 
 
 class TpeSearch(Section):
@@ -176,6 +194,7 @@ class TpeSearch(Section):
 
     kind: Literal["tpe"]
     seed: NonNegativeInt = 0
+    """Another seed draws other points."""
     startup_trials: PositiveInt = 10
     """Random trials before the model proposes any."""
 
@@ -185,7 +204,9 @@ class CmaSearch(Section):
 
     kind: Literal["cma"]
     seed: NonNegativeInt = 0
+    """Another seed draws other points."""
     startup_trials: PositiveInt = 4
+    """Random trials before the model proposes any."""
 
 
 SearchConfig = Annotated[RandomSearch | GridSearch | SobolSearch | TpeSearch | CmaSearch, Field(discriminator="kind")]
@@ -206,7 +227,9 @@ class Asha(Section):
     """Share of the trial's own schedule after which it is first judged; each further rung is `reduction_factor` times
     as far. Later than Ray's default of one epoch: see tune_spaces/README.md."""
     rungs: PositiveInt = 2
+    """How often a trial is judged."""
     reduction_factor: Annotated[float, Field(gt=1)] = 3
+    """The best 1 / `reduction_factor` continue."""
 
     @model_validator(mode="after")
     def _before_the_end(self) -> Asha:
@@ -225,6 +248,7 @@ class Median(Section):
     grace: Annotated[float, Field(gt=0, lt=1)] = 0.2
     """Share of the schedule during which no trial is ended."""
     min_trials: PositiveInt = 3
+    """Other trials that must have come as far before a trial can be ended."""
 
 
 class HyperBand(Section):
@@ -232,6 +256,7 @@ class HyperBand(Section):
 
     kind: Literal["hyperband"]
     reduction_factor: Annotated[float, Field(gt=1)] = 3
+    """The best 1 / `reduction_factor` of a bracket continue."""
 
 
 Numbers = TypeVar("Numbers", bound=tuple[float, ...])
@@ -263,8 +288,11 @@ class Annealed(Section):
 
     kind: Literal["annealed"]
     rungs: Annotated[_Rungs, Field(min_length=1)] = (0.11, 0.33)
+    """Shares of a trial's own schedule at which it is judged, ascending."""
     cooldown: _Cooldown = 0.2
+    """Steps of a cooldown, as a share of the steps before it."""
     reduction_factor: Annotated[float, Field(gt=1)] = 3
+    """The best 1 / `reduction_factor` of a rung continue."""
     smooth: bool = False
     """Judges a point's score together with the scores of points near it, because one run's is noisy."""
 
@@ -277,9 +305,12 @@ class Halving(Section):
     rungs: Annotated[_Lengths, Field(min_length=2)]
     """Epochs, ascending; the last are the recipe's `train.total_epochs`."""
     reduction_factor: Annotated[float, Field(gt=1)] = 3
+    """The best 1 / `reduction_factor` of a rung go to the next one."""
     carry: Carry = "tau"
+    """What a shorter schedule keeps of weight decay. tau: rate and decay. tau_share: the rate, and a decay with which
+    tau is the same share of the schedule."""
     smooth: bool = False
-    """As in `annealed`."""
+    """Judges a point's score together with the scores of points near it, because one run's is noisy."""
 
 
 class Record(Section):
@@ -289,9 +320,11 @@ class Record(Section):
     cooldowns: _Rungs = ()
     """Shares of the schedule after which a cooldown forks."""
     cooldown: _Cooldown = 0.2
+    """Steps of a cooldown, as a share of the steps before it."""
     shorts: _Lengths = ()
     """Epochs of whole, shorter schedules."""
     carry: Carry = "tau"
+    """As in `halving`."""
 
 
 SchedulerConfig = Annotated[Fifo | Asha | Median | HyperBand | Annealed | Halving | Record, Field(discriminator="kind")]
@@ -313,6 +346,7 @@ class Budget(Section):
     resumes them. null: no limit."""
 
     wall_hours: PositiveFloat | None = None
+    """Hours by the clock while the sweep's command runs."""
     trial_hours: PositiveFloat | None = None
     """Hours of computing, summed over trials. Times the hardware of one trial, this is what a cluster bills."""
     epochs: PositiveFloat | None = None
